@@ -1,0 +1,1 @@
+"""The client: the site seam, the trainer and the Flower ClientApp."""

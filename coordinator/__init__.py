@@ -1,0 +1,1 @@
+"""The coordinator: the round loop, collectors, checkpoints, evaluation and reports."""

@@ -1,0 +1,1 @@
+"""Tasks: data sets, prompts, collation, partition and metrics."""

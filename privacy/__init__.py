@@ -1,0 +1,1 @@
+"""Pure privacy mechanisms: plan, clipping, noise, accounting, ledger, secure aggregation, audit."""

@@ -1,0 +1,1 @@
+"""Federated LoRA methods: one file a method, and what composes with them."""

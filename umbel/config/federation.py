@@ -1,0 +1,52 @@
+"""Who takes part, for how many rounds, and what a run leaves behind."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from umbel.config.section import Section
+
+
+class RunSection(Section):
+    """Where results go and what fixes them."""
+
+    directory: str = Field(default="runs", min_length=1)
+    """Folder of all runs; a relative one counts from UMBEL_ROOT, or the working directory."""
+    id: str = Field(default="auto", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run's folder; ``auto`` takes Flower's run id. An existing unfinished one is resumed."""
+    seed: int = Field(default=0, ge=0)
+    """Fixes partition, cohorts and training. Never used for noise or masks."""
+
+
+class FederationConfig(Section):
+    """Rounds and cohorts."""
+
+    clients: int = Field(default=20, ge=1)
+    """Population: number of data partitions in simulation."""
+    rounds: int = Field(default=8, ge=1)
+    cohort: Literal["all", "fixed", "poisson"] = "all"
+    """How each round's cohort is drawn from the population."""
+    cohort_size: int = Field(default=10, ge=1, alias="cohort-size")
+    """Size of a fixed cohort, expected size of a Poisson one; ignored for ``all``."""
+    minimum: int = Field(default=2, ge=1)
+    """Fewest clients whose update must arrive for a round to count."""
+    weights: Literal["uniform", "examples"] = "uniform"
+    """Weight of each client in the average."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds to wait for a round's replies."""
+    wait: float = Field(default=60.0, gt=0)
+    """Seconds to wait for the population to connect at the start."""
+
+
+class EvaluateConfig(Section):
+    """Server-side evaluation."""
+
+    every: int = Field(default=1, ge=0)
+    """Rounds between evaluations; 0 evaluates only at the end."""
+    limit: int = Field(default=0, ge=0)
+    """Most evaluation examples each time; 0 takes all."""
+    batch_size: int = Field(default=64, ge=1, alias="batch-size")
+    clients: bool = False
+    """Also ask clients to evaluate the global adapter on their own held-out data."""

@@ -1,0 +1,26 @@
+"""Which data the clients hold and how it is divided among them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from umbel.config.section import Section
+
+
+class TaskConfig(Section):
+    """The task and its partition."""
+
+    name: Literal["easy-vqa", "folder"] = "easy-vqa"
+    data: str = Field(default="builtin", min_length=1)
+    """``builtin`` for easy-vqa; for ``folder`` the directory with train.jsonl and eval.jsonl."""
+    partition: Literal["iid", "dirichlet", "question-type", "natural"] = "dirichlet"
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration of the Dirichlet partition over answers: small is more skewed."""
+    key: str = Field(default="site", min_length=1)
+    """The field of each line that names its owner, for the natural partition."""
+    minimum: int = Field(default=16, ge=1)
+    """Fewest examples a client may get."""
+    bad_lines: Literal["refuse", "skip"] = Field(default="refuse", alias="bad-lines")
+    """What happens to a line that cannot be read or whose image is missing or corrupt."""

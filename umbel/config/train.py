@@ -1,0 +1,31 @@
+"""How one client trains in one round."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from umbel.config.section import Section
+
+
+class TrainConfig(Section):
+    """Local training."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(default=3e-3, gt=0, alias="learning-rate")
+    weight_decay: float = Field(default=0.0, ge=0, alias="weight-decay")
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Of SGD."""
+    unit: Literal["steps", "epochs"] = "steps"
+    """What ``amount`` counts."""
+    amount: int = Field(default=20, ge=1)
+    """Local steps, or passes over the client's data, each round."""
+    batch_size: int = Field(default=16, ge=1, alias="batch-size")
+    """Examples a step; under Poisson sampling the expected number."""
+    microbatch: int = Field(default=16, ge=1)
+    """Most examples in one forward pass: gradients of several are accumulated to a batch."""
+    max_grad_norm: float = Field(default=1.0, ge=0, alias="max-grad-norm")
+    """Clip the batch gradient (without example-level DP); 0 switches it off. Not a privacy mechanism."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of one training client."""

@@ -1,0 +1,15 @@
+"""Where umbel keeps what outlives a process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    """``UMBEL_HOME``, or ``~/.cache/umbel``: built bases, site state, the simulation's node state.
+
+    The folder is not created here.
+    """
+    value = os.environ.get("UMBEL_HOME")
+    return Path(value).expanduser() if value else Path.home() / ".cache" / "umbel"
