@@ -20,7 +20,7 @@ class PrivacyConfig(Section):
     relation: Literal["add-remove", "replace-one"] = "add-remove"
     sampler: Literal["poisson", "fixed-size", "shuffled", "full"] = "poisson"
     place: Literal["step", "update", "coordinator", "secagg"] = "step"
-    """Where noise is added: each client's steps, each client's update, a trusted coordinator, or jointly under secure aggregation."""
+    """Where noise is added: in each client's steps or update, at a trusted coordinator, or jointly under secagg."""
     noise: Literal["calibrate", "fixed"] = "calibrate"
     """``calibrate`` finds the noise multiplier for epsilon; ``fixed`` takes ``noise-multiplier``."""
     noise_multiplier: float = Field(default=1.0, gt=0, alias="noise-multiplier")
