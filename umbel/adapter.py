@@ -232,7 +232,7 @@ class AdapterSpec:
         self.check_length(vector)
         if not bool(np.isfinite(vector).all()):
             raise AdapterError(
-                "An adapter vector holds a value that is not finite: lower the learning rate or look for a broken batch."
+                "An adapter vector holds a value that is not finite: lower the learning rate or find a broken batch."
             )
 
     def __iter__(self) -> Iterator[TensorSpec]:

@@ -1,0 +1,86 @@
+"""The Flower ClientApp: a thin courier between the federation and the Site.
+
+It unpacks a message, hands it to the site, and packs the answer. It holds no data, no model and no
+secret of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.local_site import LocalSite
+from client.site import Site
+from client.store import ContextStore
+from umbel import wire
+from umbel.config import RunConfig
+from umbel.errors import ConfigError, UmbelError
+from umbel.wire import MessageType, SecAggStep
+
+app = ClientApp()
+
+
+def open_site(context: Context) -> Site:
+    """The site behind this node: in process, on the partition that the node's configuration names.
+
+    Raises:
+        ConfigError: the run's options are wrong, or the node has no partition.
+    """
+    config = RunConfig.from_flat(context.run_config)
+    index, count = context.node_config.get("partition-id"), context.node_config.get("num-partitions")
+    if not (isinstance(index, int) and isinstance(count, int)):
+        raise ConfigError(
+            "This node has no partition: start it with --node-config 'partition-id=0 num-partitions=2' or an agent."
+        )
+    return LocalSite(config, index, count, ContextStore(context.state), run=str(context.run_id))
+
+
+def _answer(message: Message, context: Context, work: Callable[[Site], RecordDict]) -> Message:
+    try:
+        content = work(open_site(context))
+    except UmbelError as error:
+        content = wire.pack_refusal(wire.Refusal(error.exit_code, str(error)))
+    return Message(content, reply_to=message)
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Says which adapter this site would train."""
+    return _answer(message, context, lambda site: wire.pack_description(site.describe()))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Trains one round; answers with the update, or with the first secure-aggregation message."""
+
+    def work(site: Site) -> RecordDict:
+        reply = site.train(wire.unpack_train_order(message.content))
+        return wire.pack_secagg(reply) if isinstance(reply, SecAggStep) else wire.pack_train_reply(reply)
+
+    return _answer(message, context, work)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluates the global adapter on the site's own data."""
+    return _answer(
+        message, context, lambda site: wire.pack_metrics(site.evaluate(wire.unpack_evaluate_order(message.content)))
+    )
+
+
+def _secagg(message: Message, context: Context) -> Message:
+    stage = MessageType(message.metadata.message_type)
+    return _answer(
+        message, context, lambda site: wire.pack_secagg(site.secagg(stage, wire.unpack_secagg(message.content)))
+    )
+
+
+for _stage in (
+    MessageType.SECAGG_SHARE,
+    MessageType.SECAGG_MASK,
+    MessageType.SECAGG_CONFIRM,
+    MessageType.SECAGG_UNMASK,
+):
+    app.query(_stage.value.removeprefix("query."))(_secagg)

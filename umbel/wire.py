@@ -1,0 +1,250 @@
+"""What travels between coordinator and sites: orders, replies, and their Flower records.
+
+An order goes down with a message type of :class:`MessageType`; a reply comes back under the same
+type. Vectors travel as one float32 (or, masked, uint8) array, so nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from umbel.adapter import Vector
+from umbel.errors import WireError
+
+_HEAD = "umbel"
+_VECTOR = "umbel.vector"
+_METRICS = "umbel.metrics"
+
+
+class MessageType(StrEnum):
+    """Flower message types, one an action of the ClientApp."""
+
+    DESCRIBE = "query.describe"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    SECAGG_SHARE = "query.secagg_share"
+    SECAGG_MASK = "query.secagg_mask"
+    SECAGG_CONFIRM = "query.secagg_confirm"
+    SECAGG_UNMASK = "query.secagg_unmask"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a site says of itself before the first round: nothing about its data.
+
+    Attributes:
+        site: a name that stays the same over restarts, so that cohorts can be drawn reproducibly.
+        spec_hash: of the adapter that this site would train.
+        base_hash: of the base model that it holds.
+        rank: its LoRA rank.
+        version: of umbel.
+    """
+
+    site: str
+    spec_hash: str
+    base_hash: str
+    rank: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOrder:
+    """Train one round from ``adapter``.
+
+    Attributes:
+        round: 1-based.
+        spec_hash: of the adapter's spec; a site with another refuses.
+        adapter: the vector that the strategy's download gave.
+        secagg: the public parameters of secure aggregation as bytes, or None for a plain reply.
+        pooled: train on all partitions at once, for the central comparison (simulation only).
+        amount: overrides train.amount when positive.
+    """
+
+    round: int
+    spec_hash: str
+    adapter: Vector
+    secagg: bytes | None = None
+    pooled: bool = False
+    amount: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReply:
+    """A plain update: the strategy's upload, the hash of its layout, and metrics to be summed.
+
+    ``metrics`` holds ``examples``, ``steps`` and ``loss`` (mean over the examples seen).
+    """
+
+    spec_hash: str
+    update: Vector
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOrder:
+    """Evaluate ``adapter`` on the site's own held-out data."""
+
+    round: int
+    spec_hash: str
+    adapter: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class SecAggStep:
+    """One message of the secure-aggregation protocol, opaque here."""
+
+    round: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A site's answer when it cannot or will not do what was asked."""
+
+    code: int
+    message: str
+
+
+def _head(records: RecordDict) -> dict[str, Any]:
+    head = records.config_records.get(_HEAD)
+    if head is None:
+        raise WireError("A message carries no 'umbel' record: both ends must run the same version of umbel.")
+    return dict(head)
+
+
+def _take(head: dict[str, Any], key: str, kind: type) -> Any:
+    value = head.get(key)
+    if type(value) is not kind:
+        raise WireError(
+            f"A message's field {key!r} is missing or not {kind.__name__}: both ends must run the same umbel."
+        )
+    return value
+
+
+def _array(records: RecordDict, dtype: type) -> npt.NDArray[Any]:
+    record = records.array_records.get(_VECTOR)
+    if record is None or "v" not in record:
+        raise WireError("A message carries no vector: both ends must run the same version of umbel.")
+    array = record["v"]
+    if array.stype != "numpy.ndarray" or array.dtype != np.dtype(dtype).name or len(array.shape) != 1:
+        raise WireError(
+            f"A message's vector is {array.dtype}{tuple(array.shape)}, expected 1-D {np.dtype(dtype).name}."
+        )
+    try:
+        return array.numpy()
+    except (ValueError, EOFError, OSError):
+        raise WireError("A message's vector cannot be read: it was truncated or altered on the way.") from None
+
+
+def _pack(head: dict[str, Any], vector: npt.NDArray[Any] | None = None) -> RecordDict:
+    records = RecordDict({_HEAD: ConfigRecord(head)})
+    if vector is not None:
+        records[_VECTOR] = ArrayRecord(array_dict={"v": Array(np.ascontiguousarray(vector))})
+    return records
+
+
+def pack_description(description: Description) -> RecordDict:
+    """A description as Flower records."""
+    return _pack({name: getattr(description, name) for name in Description.__slots__})
+
+
+def unpack_description(records: RecordDict) -> Description:
+    """Reads :func:`pack_description`. Raises WireError."""
+    head = _head(records)
+    text = {name: _take(head, name, str) for name in ("site", "spec_hash", "base_hash", "version")}
+    return Description(rank=_take(head, "rank", int), **text)
+
+
+def pack_train_order(order: TrainOrder) -> RecordDict:
+    """A train order as Flower records. The records may be shared by all messages of a round."""
+    head: dict[str, Any] = {
+        "round": order.round,
+        "spec_hash": order.spec_hash,
+        "pooled": order.pooled,
+        "amount": order.amount,
+        "secagg": order.secagg if order.secagg is not None else b"",
+    }
+    return _pack(head, order.adapter)
+
+
+def unpack_train_order(records: RecordDict) -> TrainOrder:
+    """Reads :func:`pack_train_order`. Raises WireError."""
+    head = _head(records)
+    return TrainOrder(
+        round=_take(head, "round", int),
+        spec_hash=_take(head, "spec_hash", str),
+        adapter=_array(records, np.float32),
+        secagg=_take(head, "secagg", bytes) or None,
+        pooled=_take(head, "pooled", bool),
+        amount=_take(head, "amount", int),
+    )
+
+
+def pack_train_reply(reply: TrainReply) -> RecordDict:
+    """A plain train reply as Flower records."""
+    records = _pack({"spec_hash": reply.spec_hash}, reply.update)
+    records[_METRICS] = MetricRecord({key: float(value) for key, value in reply.metrics.items()})
+    return records
+
+
+def unpack_train_reply(records: RecordDict) -> TrainReply:
+    """Reads :func:`pack_train_reply`. Raises WireError."""
+    head = _head(records)
+    record = records.metric_records.get(_METRICS, MetricRecord())
+    metrics = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+    return TrainReply(_take(head, "spec_hash", str), _array(records, np.float32), metrics)
+
+
+def pack_evaluate_order(order: EvaluateOrder) -> RecordDict:
+    """An evaluate order as Flower records."""
+    return _pack({"round": order.round, "spec_hash": order.spec_hash}, order.adapter)
+
+
+def unpack_evaluate_order(records: RecordDict) -> EvaluateOrder:
+    """Reads :func:`pack_evaluate_order`. Raises WireError."""
+    head = _head(records)
+    return EvaluateOrder(_take(head, "round", int), _take(head, "spec_hash", str), _array(records, np.float32))
+
+
+def pack_metrics(metrics: dict[str, float]) -> RecordDict:
+    """Metrics alone, the reply to an evaluate order."""
+    records = _pack({})
+    records[_METRICS] = MetricRecord({key: float(value) for key, value in metrics.items()})
+    return records
+
+
+def unpack_metrics(records: RecordDict) -> dict[str, float]:
+    """Reads :func:`pack_metrics`. Raises WireError."""
+    _head(records)
+    record = records.metric_records.get(_METRICS, MetricRecord())
+    return {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+
+
+def pack_secagg(step: SecAggStep) -> RecordDict:
+    """A protocol message as Flower records; the payload travels as a uint8 array, in chunks."""
+    return _pack({"round": step.round}, np.frombuffer(step.payload, dtype=np.uint8))
+
+
+def unpack_secagg(records: RecordDict) -> SecAggStep:
+    """Reads :func:`pack_secagg`. Raises WireError."""
+    return SecAggStep(_take(_head(records), "round", int), _array(records, np.uint8).tobytes())
+
+
+def pack_refusal(refusal: Refusal) -> RecordDict:
+    """A refusal as Flower records."""
+    return _pack({"refused": refusal.code, "message": refusal.message})
+
+
+def unpack_refusal(records: RecordDict) -> Refusal | None:
+    """The refusal in a reply, or None when the reply is none."""
+    head = records.config_records.get(_HEAD)
+    code = head.get("refused") if head is not None else None
+    if head is None or type(code) is not int:
+        return None
+    return Refusal(code, str(head.get("message", "")))
