@@ -1,0 +1,25 @@
+"""Language models: a new one is one file here and one line below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mllm.language.base import Language
+from mllm.language.llama import Llama
+from mllm.language.qwen2 import Qwen2
+from umbel.errors import ModelError
+
+LANGUAGES: dict[str, Language] = {language.name: language for language in (Llama(), Qwen2())}
+
+
+def language_for(config: Any) -> Language:
+    """The language model whose configuration this is.
+
+    Raises:
+        ModelError: no registered language model has this ``model_type``.
+    """
+    for language in LANGUAGES.values():
+        if language.model_type == config.model_type:
+            return language
+    known = ", ".join(LANGUAGES)
+    raise ModelError(f"Language model {config.model_type!r} is unknown to the composed model: choose one of {known}.")
