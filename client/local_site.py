@@ -12,8 +12,8 @@ from client.batches import derive_seed
 from client.site import LedgerSummary, Site
 from client.store import NodeStore
 from client.trainer import Trainer, TrainResult
-from client.warm import WarmModel, warm_model, warm_task
 from mllm.tasks.base import ExampleSet
+from mllm.warm import WarmModel, warm_model, warm_task
 from strategies.base import AdapterStrategy
 from strategies.registry import make_strategy
 from umbel import __version__

@@ -47,6 +47,7 @@ _FREE = frozenset(
         "evaluate.limit",
         "evaluate.batch-size",
         "evaluate.clients",
+        "evaluate.central",
         "secagg.stage-timeout",
         "secagg.attempts",
     }

@@ -137,9 +137,12 @@ def _array(records: RecordDict, dtype: type) -> npt.NDArray[Any]:
             f"A message's vector is {array.dtype}{tuple(array.shape)}, expected 1-D {np.dtype(dtype).name}."
         )
     try:
-        return array.numpy()
+        value = array.numpy()
     except (ValueError, EOFError, OSError):
-        raise WireError("A message's vector cannot be read: it was truncated or altered on the way.") from None
+        value = None
+    if value is None or value.dtype != np.dtype(dtype) or value.shape != tuple(array.shape):
+        raise WireError("A message's vector cannot be read: it was truncated or altered on the way.")
+    return value
 
 
 def _pack(head: dict[str, Any], vector: npt.NDArray[Any] | None = None) -> RecordDict:

@@ -26,6 +26,7 @@ class FederationConfig(Section):
     clients: int = Field(default=20, ge=1)
     """Population: number of data partitions in simulation."""
     rounds: int = Field(default=8, ge=1)
+    """Rounds of the whole run."""
     cohort: Literal["all", "fixed", "poisson"] = "all"
     """How each round's cohort is drawn from the population."""
     cohort_size: int = Field(default=10, ge=1, alias="cohort-size")
@@ -48,5 +49,8 @@ class EvaluateConfig(Section):
     limit: int = Field(default=0, ge=0)
     """Most evaluation examples each time; 0 takes all."""
     batch_size: int = Field(default=64, ge=1, alias="batch-size")
+    """Examples in one forward pass of an evaluation."""
     clients: bool = False
     """Also ask clients to evaluate the global adapter on their own held-out data."""
+    central: bool = False
+    """At the end train the same LoRA on the pooled data for the same number of examples, as a comparison."""

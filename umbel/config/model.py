@@ -26,10 +26,13 @@ class LoraConfig(Section):
     """The trainable factors (Hu et al. 2021)."""
 
     rank: int = Field(default=8, ge=1, le=1024)
+    """Rank r of the factors."""
     alpha: float = Field(default=16.0, gt=0)
+    """Numerator of the scale alpha/rank."""
     rslora: bool = False
     """Scale by alpha/sqrt(rank) instead of alpha/rank (Kalajdzievski 2023)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that are dropped in training."""
     targets: str = "language"
     """Comma-separated parts that get factors: language, vision, projector."""
     modules: str = "auto"

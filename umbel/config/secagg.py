@@ -13,6 +13,7 @@ class SecAggConfig(Section):
     """Masked sums: nobody reads one client's update."""
 
     enabled: bool = False
+    """Whether updates leave the clients only as masked vectors."""
     graph: Literal["auto", "complete", "sparse"] = "auto"
     """Complete below 100 clients, k-regular above."""
     bits: Literal[16, 20, 24, 32] = 20

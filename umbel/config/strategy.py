@@ -11,3 +11,4 @@ class StrategyConfig(Section):
     """The method; `umbel strategies` lists them."""
 
     name: str = Field(default="fedit", min_length=1)
+    """The federated LoRA method."""

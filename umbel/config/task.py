@@ -13,9 +13,11 @@ class TaskConfig(Section):
     """The task and its partition."""
 
     name: Literal["easy-vqa", "folder"] = "easy-vqa"
+    """easy-vqa (published, built in) or folder (your own images)."""
     data: str = Field(default="builtin", min_length=1)
     """``builtin`` for easy-vqa; for ``folder`` the directory with train.jsonl and eval.jsonl."""
     partition: Literal["iid", "dirichlet", "question-type", "natural"] = "dirichlet"
+    """How the private pool is divided among the clients."""
     alpha: float = Field(default=0.5, gt=0)
     """Concentration of the Dirichlet partition over answers: small is more skewed."""
     key: str = Field(default="site", min_length=1)

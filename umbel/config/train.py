@@ -13,8 +13,11 @@ class TrainConfig(Section):
     """Local training."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Local optimizer; it starts afresh each round."""
     learning_rate: float = Field(default=3e-3, gt=0, alias="learning-rate")
+    """Of the local optimizer."""
     weight_decay: float = Field(default=0.0, ge=0, alias="weight-decay")
+    """Decoupled, of the local optimizer."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Of SGD."""
     unit: Literal["steps", "epochs"] = "steps"

@@ -1,0 +1,45 @@
+# umbel: `make demo` runs the main job on real data, `make test` runs the tests; both set up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+export UMBEL_HOME ?= $(CURDIR)/.umbel
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test test-long lint bench clean
+
+setup: $(VENV)/.ready
+
+# torch comes first and pinned: an unpinned one would pull gigabytes of CUDA libraries on a CPU machine.
+$(VENV)/.ready: pyproject.toml
+	@echo "== setting up $(VENV)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "umbel needs Python 3.11 or later: set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/umbel base build demo
+	$(BIN)/umbel demo
+
+test: setup
+	$(BIN)/umbel base build demo
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: setup
+	$(BIN)/umbel base build demo
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/umbel base build demo
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .umbel runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

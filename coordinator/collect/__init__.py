@@ -1,0 +1,6 @@
+"""Collectors: plain and secure."""
+
+from coordinator.collect.base import Broadcast, Collected, Collector
+from coordinator.collect.plain import PlainCollector
+
+__all__ = ["Broadcast", "Collected", "Collector", "PlainCollector"]

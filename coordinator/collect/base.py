@@ -1,0 +1,80 @@
+"""The Collector seam: a cohort and a broadcast in, the aggregate out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coordinator.population import Participant
+from strategies.base import Upload
+from umbel.adapter import AdapterSpec, Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """What goes down in one round.
+
+    Attributes:
+        round: 1-based.
+        spec: of the server's adapter.
+        adapter: gives the vector and its spec for a participant's rank; called once a rank.
+        upload_spec: layout of the uploads.
+        pooled: ask for training on pooled data (the central comparison, simulation only).
+        amount: overrides train.amount when positive.
+    """
+
+    round: int
+    spec: AdapterSpec
+    adapter: Callable[[int], tuple[AdapterSpec, Vector]]
+    upload_spec: AdapterSpec
+    pooled: bool = False
+    amount: int = 0
+
+
+@dataclass
+class Collected:
+    """What a round brought.
+
+    Attributes:
+        mean: the weighted mean of the uploads, or None when uploads are visible one by one.
+        uploads: the single uploads, for strategies that are not linear; empty otherwise.
+        survivors: names of the sites whose update counts.
+        rejected: replies that were refused or could not be used, by reason.
+        missing: cohort members that stayed silent.
+        metrics: sums over survivors; ``loss`` is the mean of the survivors' losses weighted by examples seen.
+        bytes_up: payload received.
+        bytes_down: payload sent.
+        secagg: what the report says about secure aggregation, if it ran.
+    """
+
+    mean: Vector | None = None
+    uploads: list[Upload] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)
+    missing: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    secagg: dict[str, Any] | None = None
+
+    @property
+    def rejections(self) -> int:
+        """Number of replies that were not used."""
+        return sum(self.rejected.values())
+
+    def reject(self, reason: str) -> None:
+        """Counts a reply that is not averaged."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+
+class Collector(ABC):
+    """Collects one round, streaming, with memory that does not grow with the cohort."""
+
+    @abstractmethod
+    def collect(self, cohort: Sequence[Participant], broadcast: Broadcast) -> Collected:
+        """Asks the cohort to train and gathers what comes back.
+
+        Never raises because a client failed; the caller decides whether enough survived.
+        """

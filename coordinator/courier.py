@@ -1,0 +1,96 @@
+"""Courier: orders out, replies in, one at a time, over Flower's public Grid.
+
+Flower's own ``send_and_receive`` holds every reply of a round at once. This courier pulls a few at a
+time and hands each on before it asks for the next, so memory does not grow with the cohort.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from umbel.wire import MessageType, Refusal, unpack_refusal
+
+PULL_AT_ONCE = 4
+"""Replies that may be in memory together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer: either records, or why there are none."""
+
+    node: int
+    records: RecordDict | None
+    refusal: Refusal | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why there are no records."""
+        return self.refusal.message if self.refusal else ""
+
+
+class Courier:
+    """Sends the same message type to many nodes and streams the replies in order of arrival."""
+
+    def __init__(self, grid: Grid, *, poll: float = 0.05) -> None:
+        self._grid = grid
+        self._poll = poll
+
+    def nodes(self) -> list[int]:
+        """Nodes that are connected now."""
+        return sorted(self._grid.get_node_ids())
+
+    def ask(
+        self,
+        kind: MessageType,
+        orders: Sequence[tuple[int, Callable[[], RecordDict]]],
+        *,
+        timeout: float,
+        group: str,
+    ) -> Iterator[Reply]:
+        """Sends one order to each node and yields replies until all came or ``timeout`` seconds passed.
+
+        Each order is made when it is sent. A node that fails, refuses or is lost is yielded with a refusal; one
+        that stays silent is not yielded. A reply is attributed by the message it answers, never by its claimed
+        source. Every node is yielded at most once, whatever is delivered twice.
+
+        Args:
+            kind: the message type.
+            orders: node id and a function that makes the records.
+            timeout: seconds from the first message on; also the messages' time to live.
+            group: Flower's group id, the round.
+        """
+        deadline = time.monotonic() + timeout
+        waiting: dict[str, int] = {}
+        for node, make in orders:
+            message = Message(make(), node, kind.value, ttl=timeout, group_id=group)
+            for identifier in self._grid.push_messages([message]):
+                waiting[identifier] = node
+        while waiting and time.monotonic() < deadline:
+            came = False
+            for chunk in _chunks(list(waiting), PULL_AT_ONCE):
+                for message in self._grid.pull_messages(chunk):
+                    answered = message.metadata.reply_to_message_id
+                    if answered in waiting:  # a reply delivered twice is not
+                        came = True
+                        yield _reply(waiting.pop(answered), message)
+            if waiting and not came:
+                time.sleep(self._poll)
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _reply(node: int, message: Message) -> Reply:
+    if message.has_error():
+        return Reply(node, None, Refusal(int(message.error.code), message.error.reason or "the node failed"))
+    refusal = unpack_refusal(message.content)
+    return Reply(node, None, refusal) if refusal else Reply(node, message.content)

@@ -1,0 +1,46 @@
+"""Server-side evaluation of the global adapter, on the task's own evaluation sets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from mllm.tasks.base import Task
+from mllm.tasks.metrics import evaluate
+from mllm.warm import WarmModel
+from umbel.adapter import Vector
+from umbel.config import EvaluateConfig
+
+
+class Evaluator:
+    """Evaluates adapters on the coordinator's copy of the model.
+
+    Args:
+        warm: the loaded base with adapter modules.
+        task: whose evaluation sets are used; a coordinator holds public or consented data only.
+        config: batch size and how many examples during the rounds.
+    """
+
+    def __init__(self, warm: WarmModel, task: Task, config: EvaluateConfig) -> None:
+        self._warm = warm
+        self._task = task
+        self._config = config
+
+    def headline(self, adapter: Vector) -> dict[str, dict[str, Any]]:
+        """The task's main set alone, at most ``evaluate.limit`` examples: what a round reports."""
+        return {self._task.headline: self._measure(adapter, self._task.headline, self._config.limit)}
+
+    def everything(self, adapter: Vector) -> dict[str, dict[str, Any]]:
+        """Every evaluation set in full: what the beginning and the end report."""
+        return {name: self._measure(adapter, name, 0) for name in self._task.evaluation}
+
+    def _measure(self, adapter: Vector, name: str, limit: int) -> dict[str, Any]:
+        self._warm.tuned.load(adapter)
+        found = evaluate(
+            self._warm.tuned.model,
+            self._warm.collator,
+            self._task.evaluation[name],
+            batch_size=self._config.batch_size,
+            limit=limit,
+        )
+        return asdict(found)

@@ -1,0 +1,185 @@
+"""The round loop: cohort, broadcast, collect, step, evaluate, checkpoint; resumable after any kill."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from coordinator.cohort import draw_cohort
+from coordinator.collect import Broadcast, Collected, Collector
+from coordinator.evaluation import Evaluator
+from coordinator.population import Participant
+from coordinator.run_folder import RunFolder
+from coordinator.tracking import Tracker, read_metrics
+from strategies.base import AdapterStrategy, StrategyState
+from umbel.adapter import AdapterSpec, Vector
+from umbel.config import RunConfig
+from umbel.errors import FederationError
+
+logger = logging.getLogger("flwr.umbel")
+
+
+class Federation:
+    """One run over a population that is already known.
+
+    After each round the metrics line is written first and the checkpoint second: a run killed in between drops the
+    line and repeats the round. Without noise the resumed run ends in the bit-identical adapter.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        strategy: AdapterStrategy,
+        spec: AdapterSpec,
+        population: Sequence[Participant],
+        collector: Collector,
+        evaluator: Evaluator,
+        folder: RunFolder,
+    ) -> None:
+        self._config = config
+        self._strategy = strategy
+        self._spec = spec
+        self._population = population
+        self._collector = collector
+        self._evaluator = evaluator
+        self._folder = folder
+        self._tracker = Tracker(folder.metrics)
+
+    def begin(self, initial: Vector) -> Checkpoint:
+        """The checkpoint to go on from; round 0 when there is none."""
+        found = load_checkpoint(self._folder.checkpoint, self._spec)
+        if found is not None:
+            logger.info("Resuming after round %d", found.round)
+            self._tracker.resume(found.round)
+            return found
+        return Checkpoint(0, self._strategy.initial(self._spec, initial), self._spec.hash)
+
+    def run(self, checkpoint: Checkpoint) -> StrategyState:
+        """Runs the rounds that are left.
+
+        Raises:
+            FederationError: a round had fewer survivors than ``federation.minimum``; earlier rounds are kept.
+        """
+        state = checkpoint.state
+        for number in range(checkpoint.round + 1, self._config.federation.rounds + 1):
+            state = self._round(number, state)
+            save_checkpoint(self._folder.checkpoint, Checkpoint(number, state, self._spec.hash))
+        return state
+
+    def _round(self, number: int, state: StrategyState) -> StrategyState:
+        started = time.perf_counter()
+        cohort = self._cohort(number)
+        collected = self._collector.collect(cohort, self._broadcast(number, state))
+        gathered = time.perf_counter()
+        state = self._step(number, cohort, collected, state)
+        stepped = time.perf_counter()
+        evaluation = self._evaluate(number, state)
+        ended = time.perf_counter()
+        self._tracker.round(
+            round=number,
+            cohort=len(cohort),
+            survivors=len(collected.survivors),
+            rejected=collected.rejections,
+            reasons=collected.rejected,
+            missing=collected.missing,
+            train_loss=collected.metrics.get("loss"),
+            examples=collected.metrics.get("seen", 0.0),
+            seconds={
+                "collect": gathered - started,
+                "step": stepped - gathered,
+                "evaluate": ended - stepped,
+                "total": ended - started,
+            },
+            bytes_up=collected.bytes_up,
+            bytes_down=collected.bytes_down,
+            evaluation=evaluation,
+            secagg=collected.secagg,
+        )
+        self._log(number, cohort, collected, evaluation, ended - started)
+        return state
+
+    def _cohort(self, number: int) -> list[Participant]:
+        return draw_cohort(self._config.federation, self._population, number, self._config.run.seed)
+
+    def _broadcast(self, number: int, state: StrategyState) -> Broadcast:
+        strategy, spec = self._strategy, self._spec
+        cached: dict[int, tuple[AdapterSpec, Vector]] = {}
+
+        def adapter(rank: int) -> tuple[AdapterSpec, Vector]:
+            if rank not in cached:
+                own = spec if rank == spec.lora.rank else spec.with_rank(rank)
+                cached[rank] = (own, strategy.download(state, own, number))
+            return cached[rank]
+
+        return Broadcast(number, spec, adapter, strategy.upload_spec(spec, number))
+
+    def _step(
+        self, number: int, cohort: Sequence[Participant], collected: Collected, state: StrategyState
+    ) -> StrategyState:
+        survivors, minimum = len(collected.survivors), self._config.federation.minimum
+        for reason, count in sorted(collected.rejected.items()):
+            logger.warning("Round %d: %d replies were not used: %s", number, count, reason)
+        if survivors < minimum:
+            if self._config.federation.cohort == "poisson" and len(cohort) < minimum:
+                logger.warning("Round %d: the Poisson cohort has %d members; nothing changes", number, len(cohort))
+                return state
+            why = max(collected.rejected, key=lambda reason: collected.rejected[reason], default="they stayed silent")
+            raise FederationError(
+                f"Round {number} ended with {survivors} of {len(cohort)} clients and federation.minimum is {minimum}: "
+                f"mend the clients and run again with the same run.id to resume. The commonest reason: {why}"
+            )
+        if collected.mean is None:
+            return self._strategy.step_individual(self._spec, collected.uploads, state, number)
+        return self._strategy.step(self._spec, collected.mean, state, number)
+
+    def _evaluate(self, number: int, state: StrategyState) -> dict[str, dict[str, Any]] | None:
+        every = self._config.evaluate.every
+        if every == 0 or number % every:
+            return None
+        return self._evaluator.headline(state.adapter)
+
+    def central(self, initial: Vector) -> None:
+        """Trains the same LoRA on pooled data for as many examples as the rounds saw, and records how it does.
+
+        One site of a simulation trains; a real site refuses.
+        """
+        started = time.perf_counter()
+        seen = sum(float(getattr(line, "examples", 0.0)) for line in read_metrics(self._folder.metrics).rounds)
+        steps = max(1, round(seen / self._config.train.batch_size))
+        logger.info("Central comparison: %d steps on the pooled data", steps)
+        broadcast = Broadcast(0, self._spec, lambda _rank: (self._spec, initial), self._spec, pooled=True, amount=steps)
+        collected = self._collector.collect(self._population[:1], broadcast)
+        if collected.mean is None:
+            reason = next(iter(collected.rejected), "it stayed silent")
+            logger.warning("The central comparison failed: %s", reason)
+            return
+        self._tracker.central(
+            evaluation=self._evaluator.everything(initial + collected.mean),
+            seconds=time.perf_counter() - started,
+            examples=round(collected.metrics.get("seen", 0.0)),
+        )
+
+    def _log(
+        self,
+        number: int,
+        cohort: Sequence[Participant],
+        collected: Collected,
+        evaluation: dict[str, dict[str, Any]] | None,
+        seconds: float,
+    ) -> None:
+        measured = "".join(
+            f", {name} accuracy {figures['accuracy']:.1%}" for name, figures in (evaluation or {}).items()
+        )
+        logger.info(
+            "Round %d/%d: %d of %d clients, loss %.4f%s, %.1f s",
+            number,
+            self._config.federation.rounds,
+            len(collected.survivors),
+            len(cohort),
+            collected.metrics.get("loss", 0.0),
+            measured,
+            seconds,
+        )

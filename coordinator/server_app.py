@@ -1,0 +1,109 @@
+"""The Flower ServerApp: validates the run, opens its folder, runs the federation and leaves the results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from importlib import metadata
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from coordinator.collect import PlainCollector
+from coordinator.courier import Courier
+from coordinator.evaluation import Evaluator
+from coordinator.federation import Federation
+from coordinator.population import discover
+from coordinator.results import leave_results
+from coordinator.run_folder import RunFolder
+from coordinator.tracking import Tracker
+from mllm.tasks.base import Task
+from mllm.warm import WarmModel, warm_model, warm_task
+from strategies.registry import make_strategy
+from umbel import __version__
+from umbel.config import RunConfig
+from umbel.errors import UmbelError
+
+logger = logging.getLogger("flwr.umbel")
+app = ServerApp()
+
+_VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes", "torchao", "opacus", "ray", "cryptography")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs one federation from Flower's run configuration.
+
+    Raises:
+        UmbelError: anything that ended the run, in one sentence; it also stands in ``error.json`` of the run folder.
+    """
+    try:
+        config = RunConfig.from_flat(context.run_config)
+        strategy = make_strategy(config.strategy.name)
+    except UmbelError as error:
+        logger.error("%s", error)
+        raise
+    with RunFolder.open(config, context.run_id) as folder:
+        try:
+            run(grid, config, folder)
+        except UmbelError as error:
+            folder.fail(error)
+            logger.error("%s", error)
+            raise
+        finally:
+            del strategy
+
+
+def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
+    """Runs or resumes the federation of ``folder`` on any Grid. A finished run is left as it is."""
+    if folder.finished:
+        logger.info("Run %s is finished: %s", folder.id, folder.path)
+        return
+    started = time.perf_counter()
+    strategy = make_strategy(config.strategy.name)
+    task = warm_task(config)
+    warm = warm_model(config)
+    courier = Courier(grid)
+    evaluator = Evaluator(warm, task, config.evaluate)
+    collector = PlainCollector(
+        courier,
+        timeout=config.federation.timeout,
+        by_examples=config.federation.weights == "examples",
+        keep_uploads=not strategy.facts.linear,
+    )
+    spec, initial = warm.tuned.spec, warm.tuned.vector()
+    population = discover(courier, spec, config.federation)
+    federation = Federation(config, strategy, spec, population, collector, evaluator, folder)
+    checkpoint = federation.begin(initial)
+    tracker = Tracker(folder.metrics)
+    if checkpoint.round == 0:
+        tracker.start(**_facts(config, warm, task, len(population)), baseline=evaluator.everything(initial))
+    state = federation.run(checkpoint)
+    if config.evaluate.central:
+        federation.central(initial)
+    leave_results(folder, warm, state.adapter)
+    tracker.end(
+        rounds=config.federation.rounds,
+        seconds=time.perf_counter() - started,
+        evaluation=evaluator.everything(state.adapter),
+    )
+    leave_results(folder, warm, state.adapter)
+    logger.info("Run %s has ended; its results lie in %s", folder.id, folder.path)
+
+
+def _facts(config: RunConfig, warm: WarmModel, task: Task, clients: int) -> dict[str, object]:
+    report = warm.base.report
+    return {
+        "umbel": __version__,
+        "versions": {name: metadata.version(name) for name in _VERSIONS},
+        "base": {
+            "name": warm.base.name,
+            "hash": warm.base.hash,
+            "quantization": report.backend,
+            "parameters": sum(p.numel() for p in warm.base.model.parameters()),
+            "bytes": report.bytes_after,
+        },
+        "adapter": {"size": warm.tuned.spec.size, "spec_hash": warm.tuned.spec.hash},
+        "task": {"name": task.name, "headline": task.headline, "fingerprint": task.fingerprint},
+        "clients": clients,
+    }

@@ -1,0 +1,21 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("umbel", deadline=None, print_blob=True)
+settings.load_profile("umbel")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two workers share two cores; more threads would only fight."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from umbel import wire
+from umbel.errors import WireError
+
+
+def test_orders_and_replies_round_trip():
+    order = wire.TrainOrder(3, "h", np.arange(5, dtype=np.float32), secagg=b"p", pooled=True, amount=4)
+    again = wire.unpack_train_order(wire.pack_train_order(order))
+    np.testing.assert_array_equal(again.adapter, order.adapter)
+    assert (again.round, again.spec_hash, again.secagg, again.pooled, again.amount) == (3, "h", b"p", True, 4)
+    reply = wire.unpack_train_reply(wire.pack_train_reply(wire.TrainReply("h", order.adapter, {"loss": 0.5})))
+    assert reply.metrics == {"loss": 0.5}
+    np.testing.assert_array_equal(reply.update, order.adapter)
+    description = wire.Description("a", "b", "c", 8, "1")
+    assert wire.unpack_description(wire.pack_description(description)) == description
+    step = wire.SecAggStep(2, bytes(range(256)))
+    assert wire.unpack_secagg(wire.pack_secagg(step)) == step
+    assert wire.unpack_metrics(wire.pack_metrics({"x": 1.0})) == {"x": 1.0}
+    evaluate = wire.unpack_evaluate_order(wire.pack_evaluate_order(wire.EvaluateOrder(1, "h", order.adapter)))
+    assert evaluate.round == 1
+
+
+def test_refusals_are_recognised():
+    refusal = wire.Refusal(80, "no")
+    assert wire.unpack_refusal(wire.pack_refusal(refusal)) == refusal
+    assert wire.unpack_refusal(RecordDict()) is None
+    assert wire.unpack_refusal(wire.pack_metrics({})) is None
+
+
+def _with(array):
+    records = wire.pack_train_reply(wire.TrainReply("h", np.zeros(3, np.float32)))
+    records["umbel.vector"] = ArrayRecord(array_dict={"v": array})
+    return records
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        RecordDict(),
+        RecordDict({"umbel": ConfigRecord({})}),
+        RecordDict({"umbel": ConfigRecord({"spec_hash": 3})}),
+        RecordDict({"umbel": ConfigRecord({"spec_hash": "h"})}),
+        _with(Array(np.zeros(3))),
+        _with(Array(np.zeros((3, 1), np.float32))),
+        _with(Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=b"\x93NUMPY")),
+        _with(Array(dtype="float32", shape=(3,), stype="pickle", data=b"cos\nsystem\n(S'true'\ntR.")),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_sentence(records):
+    with pytest.raises(WireError):
+        wire.unpack_train_reply(records)
+
+
+def test_an_array_whose_bytes_lie_about_their_shape_is_refused():
+    """The header says three float32 values; the bytes hold an object array that would need pickle."""
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(WireError):
+        wire.unpack_train_reply(
+            _with(Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=stream.getvalue()))
+        )
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(9, np.float64))
+    with pytest.raises(WireError):
+        wire.unpack_train_reply(
+            _with(Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=stream.getvalue()))
+        )
