@@ -1,0 +1,8 @@
+"""Epsilon of the events that happened: PLD where every event has one, RDP otherwise, never GDP."""
+
+from privacy.accounting.calibrate import calibrate
+from privacy.accounting.compose import epsilon, epsilon_bound
+from privacy.accounting.event import Event
+from privacy.accounting.skellam import SkellamEncoding
+
+__all__ = ["Event", "SkellamEncoding", "calibrate", "epsilon", "epsilon_bound"]
