@@ -119,9 +119,16 @@ class SecAggError(UmbelError):
 
 
 class ProtocolViolation(SecAggError):
-    """A message breaks the protocol; it was refused and nothing was revealed."""
+    """A message breaks the protocol; it was refused and nothing was revealed.
+
+    ``reason`` is one word for reports and tests (``privacy.secagg.reasons`` lists them).
+    """
 
     exit_code = 61
+
+    def __init__(self, message: str, reason: str = "malformed") -> None:
+        super().__init__(message)
+        self.reason = str(reason)
 
 
 class RoundAborted(SecAggError):
