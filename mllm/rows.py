@@ -1,0 +1,208 @@
+"""Row maps of the model families: which example owns each image, tile and patch inside a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from umbel.errors import ModelError
+from umbel.rows import RowMap, RowRule, Rows, batch_rule
+
+_PER_IMAGE: Mapping[str, tuple[str, ...]] = {
+    "llava": ("vision_tower", "multi_modal_projector"),
+    "vipllava": ("vision_tower", "multi_modal_projector"),
+    "paligemma": ("vision_tower", "multi_modal_projector"),
+    "gemma3": ("vision_tower", "multi_modal_projector"),
+    "internvl": ("vision_tower", "multi_modal_projector"),
+    "umbel_vlm": ("vision_tower", "projector"),
+}
+"""``pixel_values`` [images or tiles, 3, H, W]; every row gives the same number of image tokens."""
+_PADDED: Mapping[str, tuple[str, ...]] = {
+    family: ("vision_model", "connector") for family in ("smolvlm", "idefics3", "idefics2")
+}
+"""``pixel_values`` [n, images, 3, H, W]; images that are all zero are dropped inside the model."""
+_PACKED: Mapping[str, tuple[str, ...]] = {family: ("visual",) for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+"""``pixel_values`` [patches, features] and ``image_grid_thw`` [images, 3]."""
+
+FAMILIES = frozenset({*_PER_IMAGE, *_PADDED, *_PACKED})
+"""``model_type`` of the families that have a row map; all others need the loop engine."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    config: Any
+    inputs: Mapping[str, Tensor]
+    images: Sequence[int]
+    size: int
+    tokens: Sequence[int] | None
+    """Image placeholders of each example."""
+
+
+def row_map(model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: Sequence[int]) -> RowMap:
+    """The row map of one (micro)batch.
+
+    Args:
+        model: a model of one of :data:`FAMILIES`, bare or wrapped by PEFT.
+        inputs: what the model's forward gets: ``input_ids`` [n, T], and where there are images ``pixel_values`` (with
+            ``image_grid_thw`` for the Qwen family).
+        images_per_example: [n], how many images each example has, in reading order; 0 for text only. Where a family
+            cuts an image into tiles the owners are read from the placeholders in ``input_ids`` instead.
+
+    Returns:
+        Owners for every layer of the vision tower, of the projector and of the language model.
+
+    Raises:
+        ModelError: the family is unknown, or images, placeholders and counts contradict each other. Image features
+            take the place of placeholders in reading order, so the placeholders are the truth about ownership.
+    """
+    config = getattr(model, "config", None)
+    family = str(getattr(config, "model_type", type(model).__name__))
+    if family not in FAMILIES:
+        raise ModelError(
+            f"Model family {family!r} has no row map, so its images cannot be matched to examples: set the privacy "
+            "engine to loop."
+        )
+    batch = _batch(config, inputs, images_per_example)
+    if family in _PACKED:
+        rules = _packed_rules(batch, _PACKED[family])
+    elif family in _PADDED:
+        rules = _padded_rules(batch, _PADDED[family])
+    else:
+        rules = _image_rules(batch, _PER_IMAGE[family])
+    return RowMap(batch.size, (*rules, batch_rule(batch.size, int(inputs["input_ids"].shape[1]))))
+
+
+def one_example(
+    model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: Sequence[int], index: int
+) -> dict[str, Tensor]:
+    """The inputs of one example of a batch as a batch of one, text padded as it was: for the loop engine.
+
+    Args:
+        model, inputs, images_per_example: as for :func:`row_map`.
+        index: which example, from 0.
+
+    Returns:
+        The same keys with one example's rows; keys of images are left out when it has none.
+
+    Raises:
+        ModelError: as :func:`row_map`, or ``index`` is outside the batch.
+    """
+    rows = row_map(model, inputs, images_per_example)
+    if not 0 <= index < rows.size:
+        raise ModelError(f"Example {index} is outside the batch of {rows.size}: count from 0.")
+    images = {key for key in inputs if key.startswith(("pixel_", "image_"))}
+    one = {key: value[index : index + 1] for key, value in inputs.items() if key not in images}
+    if "pixel_values" not in inputs:
+        return one
+    pixels = inputs["pixel_values"]
+    family = str(getattr(model, "config", None) and model.config.model_type)
+    if family in _PADDED:
+        if bool(_real_images(pixels)[index].any()):
+            one.update({key: inputs[key][index : index + 1] for key in images})
+        return one
+    mine = rows.rules[0].layouts[0].owners == index
+    if bool(mine.any()):
+        one["pixel_values"] = pixels[mine.to(pixels.device)]
+        if "image_grid_thw" in images:
+            start = sum(images_per_example[:index])
+            one["image_grid_thw"] = inputs["image_grid_thw"][start : start + images_per_example[index]]
+    return one
+
+
+def _real_images(pixels: Tensor) -> Tensor:
+    """bool [n, images]: not all zero, as the Idefics family tells real images from padding."""
+    return (pixels != 0).flatten(2).any(dim=2)
+
+
+def _batch(config: Any, inputs: Mapping[str, Tensor], images: Sequence[int]) -> _Batch:
+    ids = inputs.get("input_ids")
+    if ids is None or ids.ndim != 2:
+        raise ModelError("A row map needs input_ids of shape [n, T]: pass what the model's forward gets.")
+    size = int(ids.shape[0])
+    if len(images) != size or any(count < 0 for count in images):
+        raise ModelError(
+            f"Image counts {list(images)} do not fit a batch of {size} examples: give one count of at least 0 each."
+        )
+    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    tokens = None if token is None else (ids == int(token)).sum(dim=1).tolist()
+    return _Batch(config, inputs, [int(count) for count in images], size, tokens)
+
+
+def _rules(parts: Sequence[str], *layouts: Rows) -> tuple[RowRule, ...]:
+    return tuple(RowRule(part, layouts) for part in parts)
+
+
+def _image_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
+    pixels = batch.inputs.get("pixel_values")
+    count = 0 if pixels is None else int(pixels.shape[0])
+    owned = _by_tokens(batch.tokens, count) if batch.tokens is not None else list(batch.images)
+    if sum(owned) != count or (sum(batch.images) == count and owned != list(batch.images)):
+        raise ModelError(
+            f"The batch has {count} images, counts {list(batch.images)} and placeholders that give {owned}: prepare "
+            "text and images together with the model's own processor."
+        )
+    return _rules(parts, Rows.repeated(owned))
+
+
+def _by_tokens(tokens: Sequence[int], count: int) -> list[int]:
+    """How many of ``count`` equal images each example's placeholders stand for."""
+    total = sum(tokens)
+    if total == 0 or count == 0:
+        return [0] * len(tokens)
+    if total % count or any(number % (total // count) for number in tokens):
+        raise ModelError(
+            f"Placeholders {list(tokens)} cannot be shared out among {count} images: prepare text and images together "
+            "with the model's own processor."
+        )
+    return [number // (total // count) for number in tokens]
+
+
+def _padded_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
+    pixels = batch.inputs.get("pixel_values")
+    if pixels is None:
+        return _rules(parts, Rows.repeated([0] * batch.size))
+    if pixels.ndim != 5 or pixels.shape[0] != batch.size:
+        raise ModelError(
+            f"pixel_values have shape {tuple(pixels.shape)}, expected ({batch.size}, images, 3, H, W): prepare them "
+            "with the model's own processor."
+        )
+    real = _real_images(pixels)
+    if not bool(real.any()) and getattr(batch.config, "model_type", "") == "smolvlm":
+        real[0, 0] = True  # the model keeps one empty image so that its tower always runs
+    owned = real.sum(dim=1).tolist()
+    if batch.tokens is not None and sum(batch.tokens) and _by_tokens(batch.tokens, sum(owned)) != owned:
+        raise ModelError(
+            f"Examples have {owned} images but placeholders {list(batch.tokens)}: prepare text and images together "
+            "with the model's own processor."
+        )
+    return _rules(parts, Rows.repeated(owned))
+
+
+def _packed_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
+    """Patches of an image stay together, also where the tower sorts them by window (inside each image)."""
+    grid = batch.inputs.get("image_grid_thw")
+    pixels = batch.inputs.get("pixel_values")
+    if grid is None or pixels is None:
+        return _rules(parts, Rows.repeated([0] * batch.size))
+    patches = grid.prod(dim=1).tolist()
+    if sum(batch.images) != len(patches) or sum(patches) != pixels.shape[0]:
+        raise ModelError(
+            f"image_grid_thw describes {len(patches)} images of {sum(patches)} patches, but the batch has "
+            f"{sum(batch.images)} images of {pixels.shape[0]}: prepare them with the model's own processor."
+        )
+    merge = int(batch.config.vision_config.spatial_merge_size) ** 2
+    owned, start = [], 0
+    for count in batch.images:
+        owned.append(sum(patches[start : start + count]))
+        start += count
+    merged = [count // merge for count in owned]
+    if batch.tokens is not None and merged != list(batch.tokens):
+        raise ModelError(
+            f"Examples have {merged} image tokens but placeholders {list(batch.tokens)}: prepare text and images "
+            "together with the model's own processor."
+        )
+    return _rules(parts, Rows.repeated(owned), Rows.repeated(merged))

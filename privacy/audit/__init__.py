@@ -1,0 +1,1 @@
+"""Audits: measuring what leaks and comparing it with what is claimed."""
