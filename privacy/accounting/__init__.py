@@ -3,6 +3,6 @@
 from privacy.accounting.calibrate import calibrate
 from privacy.accounting.compose import epsilon, epsilon_bound
 from privacy.accounting.event import Event
-from privacy.accounting.skellam import SkellamEncoding
+from privacy.accounting.lattice import LatticeEncoding
 
-__all__ = ["Event", "SkellamEncoding", "calibrate", "epsilon", "epsilon_bound"]
+__all__ = ["Event", "LatticeEncoding", "calibrate", "epsilon", "epsilon_bound"]

@@ -71,7 +71,7 @@ class Event:
             )
         if self.mechanism is Mechanism.SKELLAM and not (self.variance > 0 and self.l2 > 0 and self.l1 > 0):
             raise PlanError(
-                "A Skellam event lacks its lattice sensitivities or its variance: build it with SkellamEncoding.event."
+                "A Skellam event lacks its lattice sensitivities or its variance: build it with LatticeEncoding.event."
             )
 
     def times(self, count: int) -> Event:
@@ -82,11 +82,16 @@ class Event:
         """The same releases, described for another neighbouring relation (the noise itself is the same).
 
         Raises:
-            PlanError: fixed-size samples under add-remove.
+                PlanError: fixed-size samples or discrete Gaussian noise under add-remove.
         """
         if relation is self.relation:
             return self
         factor = 0.5 if relation is Relation.REPLACE_ONE else 2.0
+        if factor == 2 and self.mechanism is Mechanism.DISCRETE_GAUSSIAN:
+            raise PlanError(
+                "Releases with discrete Gaussian noise that were booked for replace-one are not known to be more "
+                "private for add-remove: ask for epsilon under replace-one."
+            )
         return replace(
             self,
             relation=relation,
