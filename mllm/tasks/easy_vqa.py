@@ -1,7 +1,8 @@
 """The published easy-VQA set (PyPI ``easy-vqa``): 5,000 images of one coloured shape, 48,248 questions, 13 answers.
 
 Images whose shape is blue, red, yellow, black or green are public: the demo base was trained on them. Images whose
-shape is gray, brown or teal are private: they lie with the clients (1,505 training and 386 test images, by their pixels).
+shape is gray, brown or teal are private: they lie with the clients (1,505 training and 386 test images). The split
+goes by the pixels, not only by the colours that the questions happen to give away.
 """
 
 from __future__ import annotations
