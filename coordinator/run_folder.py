@@ -25,7 +25,7 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
-from umbel.config import RunConfig, RunSection
+from umbel.config import RunConfig
 from umbel.errors import ConfigError, RunError, UmbelError
 from umbel.files import fsync_folder, write_atomic
 
@@ -127,6 +127,7 @@ class RunFolder:
         section = config.run
         path = runs_root(section.directory) / (str(flower_run_id) if section.id == "auto" else section.id)
         created = not path.exists()
+        _refuse_foreign(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             _probe(path)
@@ -151,6 +152,8 @@ class RunFolder:
             if resumed:
                 _refuse_difference(path, config)
             else:
+                if (path / CONFIG).is_file():
+                    read_config(path)  # a config.toml of something else is refused, not replaced
                 (path / METRICS).unlink(missing_ok=True)
                 write_atomic(path / CONFIG, tomli_w.dumps(config.to_nested()).encode())
             (path / ERROR).unlink(missing_ok=True)
@@ -158,7 +161,7 @@ class RunFolder:
         except BaseException:
             lock.release()
             if created:
-                _discard(path)
+                discard_unused(path)
             raise
 
     @property
@@ -235,8 +238,21 @@ def _probe(path: Path) -> None:
     fsync_folder(path)
 
 
+def _refuse_foreign(path: Path) -> None:
+    """A folder that holds other things is no run folder: nothing of a user's is mixed with a run or replaced."""
+    try:
+        foreign = path.is_dir() and not (path / CONFIG).is_file() and _has_files(path)
+        wrong = foreign or (path.exists() and not path.is_dir())
+    except OSError as error:
+        raise RunError(
+            f"The run folder {path} cannot be read ({error.strerror}): choose another run.directory."
+        ) from None
+    if wrong:
+        raise RunError(f"{path} exists and is not the folder of a run: choose another run.id.")
+
+
 def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _refuse_difference(path: Path, config: RunConfig) -> None:
@@ -249,18 +265,26 @@ def _refuse_difference(path: Path, config: RunConfig) -> None:
         )
 
 
-def _discard(path: Path) -> None:
-    """Removes a folder that this process created and could not fill; leaves what others put there."""
-    (path / ".lock").unlink(missing_ok=True)
+def discard_unused(path: Path) -> bool:
+    """Removes the folder of a run in which nothing happened: no metrics, no checkpoint, no adapter, nothing else.
+
+    Returns whether it is gone. Whatever did not come from :meth:`RunFolder.open` keeps the folder as it is.
+    """
+    own = {CONFIG, ERROR, ".lock"}
     try:
+        if any(entry.name not in own for entry in path.iterdir()):
+            return False
+        for name in own:
+            (path / name).unlink(missing_ok=True)
         path.rmdir()
     except OSError:
-        return
+        return False
+    return True
 
 
 __all__ = [
     "RunFolder",
-    "RunSection",
+    "discard_unused",
     "find_run",
     "first_difference",
     "list_runs",

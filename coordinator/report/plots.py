@@ -102,7 +102,7 @@ def _loss(axes: Any, metrics: Metrics) -> None:
         axes.plot(*zip(*rows, strict=True), marker="o", color=_COLORS[4], label="training")
     for color, (name, (xs, ys)) in zip(_COLORS * 9, _series(metrics, lambda f: f.loss).items(), strict=False):
         axes.plot(xs, ys, marker="o", color=color, label=name)
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel("loss")
 
 
 def _participation(axes: Any, metrics: Metrics) -> None:

@@ -1,0 +1,36 @@
+"""``umbel demo``: the built-in example."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from umbel.cli.run import execute, plan
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def demo(
+    options: Annotated[
+        list[str] | None,
+        typer.Option("-c", "--config", metavar="KEY=VALUE", help="Change an option; may be repeated."),
+    ] = None,
+) -> None:
+    """Run the built-in example: 20 clients, 8 rounds, easy-VQA, all options at their defaults.
+
+    The base model is built first where that has not happened yet.
+    """
+    settled = plan(options or [], None, None, prefix="demo-")
+    if settled.config.model.name == "demo":
+        _prepare()
+    execute(settled)
+
+
+def _prepare() -> None:
+    """Builds the demo base in this process, where its progress is seen."""
+    from mllm.bases import build, locate
+
+    if locate("demo") is None:
+        build("demo")
