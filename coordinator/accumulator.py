@@ -1,7 +1,7 @@
 """An order-independent sum of weighted float32 vectors.
 
 Floating-point addition depends on the order, and replies arrive in any. Values are therefore first
-rounded to a fixed grid of 2^-40, on which float64 additions below 2^12 are exact: whatever the order
+rounded to a fixed grid of 2^-38, on which float64 additions below 2^14 are exact: whatever the order
 of arrival, the last bit of the sum is the same. One float64 vector is all the memory it takes.
 """
 
@@ -13,14 +13,14 @@ import numpy.typing as npt
 from umbel.adapter import Vector
 from umbel.errors import AdapterError
 
-_GRID_BITS = 40
+_GRID_BITS = 38
 _LIMIT = 2.0 ** (52 - _GRID_BITS)
 _ROUND = 1.5 * 2.0 ** (52 - _GRID_BITS)
 _TILE = 1 << 14
 
 
 class ExactAccumulator:
-    """Sums weight times vector exactly on the grid; the rounding error of one addend is at most 2^-41.
+    """Sums weight times vector exactly on the grid; the rounding error of one addend is at most 2^-39.
 
     Weights are divided by ``unit``, a power of two, so that example counts stay below the limit.
     """
@@ -65,8 +65,8 @@ class ExactAccumulator:
         for start in range(0, vector.size, _TILE):
             part = vector[start : start + _TILE]
             work = tile[: part.size]
-            np.multiply(part, scale, out=work, casting="same_kind")
-            work += _ROUND  # adding and taking away 1.5 * 2^12 rounds to the grid
+            np.multiply(part, scale, out=work, dtype=np.float64)  # else numpy would round to float32 first
+            work += _ROUND  # adding and taking away 1.5 * 2^14 rounds to the grid
             work -= _ROUND
             self._sum[start : start + _TILE] += work
 

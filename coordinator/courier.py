@@ -57,7 +57,8 @@ class Courier:
 
         Each order is made when it is sent. A node that fails, refuses or is lost is yielded with a refusal; one
         that stays silent is not yielded. A reply is attributed by the message it answers, never by its claimed
-        source. Every node is yielded at most once, whatever is delivered twice.
+        source. Every node is yielded at most once, whatever is delivered twice. A reply's records are emptied as
+        soon as the next reply is asked for: copy what must stay.
 
         Args:
             kind: the message type.
@@ -78,7 +79,9 @@ class Courier:
                     answered = message.metadata.reply_to_message_id
                     if answered in waiting:  # a reply delivered twice is not
                         came = True
-                        yield _reply(waiting.pop(answered), message)
+                        reply = _reply(waiting.pop(answered), message)
+                        yield reply
+                        _release(reply)
             if waiting and not came:
                 time.sleep(self._poll)
 
@@ -87,6 +90,14 @@ def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def _release(reply: Reply) -> None:
+    """Empties a reply that was used: Flower's records hold reference cycles, so vectors would await the collector."""
+    if reply.records is not None:
+        for record in reply.records.array_records.values():
+            record.clear()
+        reply.records.clear()
 
 
 def _reply(node: int, message: Message) -> Reply:

@@ -13,6 +13,7 @@ from typing import cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 ClientFunction = Callable[[Message, Context], Message]
 Fault = Callable[[int, Message], str | None]
@@ -39,6 +40,8 @@ class MemoryGrid(Grid):
         *,
         fault: Fault | None = None,
     ) -> None:
+        if TaskIdentity._run_id is None:  # Flower's Message asks the process which run it belongs to
+            TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
         self._client = client
         self._fault = fault
         self._waiting: dict[str, Message] = {}

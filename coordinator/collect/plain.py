@@ -15,7 +15,7 @@ from umbel import wire
 from umbel.errors import AdapterError, WireError
 from umbel.wire import MessageType, TrainOrder, TrainReply
 
-_WEIGHT_UNIT = 1024.0
+_WEIGHT_UNIT = 4096.0
 
 
 class PlainCollector(Collector):

@@ -1,0 +1,33 @@
+"""How benchmarks speak: a table for people, or with --json one JSON object on the last line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with ``--json``."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return made
+
+
+def finish(figures: dict[str, Any], *, as_json: bool) -> None:
+    """Prints the figures: the JSON line last, or indented for reading."""
+    print(json.dumps(figures, separators=(", ", ": ")) if as_json else json.dumps(figures, indent=2), flush=True)
+
+
+def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall-clock seconds of ``work``, after one warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
