@@ -82,7 +82,7 @@ class Event:
         """The same releases, described for another neighbouring relation (the noise itself is the same).
 
         Raises:
-                PlanError: fixed-size samples or discrete Gaussian noise under add-remove.
+            PlanError: fixed-size samples or discrete Gaussian noise under add-remove.
         """
         if relation is self.relation:
             return self

@@ -111,7 +111,8 @@ def optimised(steps: int, separation: int, bands: int) -> BandedMatrix:
             "all must be at least 1."
         )
     bands = min(bands, separation, steps)
-    square_root: Vector64 = np.cumprod([1.0, *((2 * j - 1) / (2 * j) for j in range(1, bands))])
+    ratios = np.array([1.0, *((2 * j - 1) / (2 * j) for j in range(1, bands))], dtype=np.float64)
+    square_root = np.cumprod(ratios, dtype=np.float64)
     if bands == 1:
         return BandedMatrix((1.0,), steps, separation)
     weight = np.arange(steps, 0, -1, dtype=np.float64)

@@ -88,7 +88,12 @@ class PrivacyPlan:
 
         For banded noise it is the deviation of the uncorrelated Z that CorrelatedNoise takes. Divide the noised
         sum by the expected batch or cohort afterwards, never by the size drawn.
+
+        Raises:
+            PlanError: fewer than one share, or adaptive clipping, whose norm and noise change with every round.
         """
+        if self.clipping is Clipping.ADAPTIVE:
+            raise PlanError("The noise of adaptive clipping follows its norm: ask AdaptiveClipper.noise_std instead.")
         if shares < 1:
             raise PlanError(f"Noise cannot be shared among {shares} parties: expected at least 1 honest survivor.")
         matrix = self.matrix.sensitivity if self.mechanism is Mechanism.BANDED else 1.0

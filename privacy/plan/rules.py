@@ -118,8 +118,8 @@ def _mechanism(plan: PrivacyPlan) -> None:
         )
     if discrete != (plan.encoding is not None):
         raise PlanError(
-            f"A plan with the mechanism {mechanism.value} {'lacks' if discrete else 'has'} an encoding: integer noise, and "
-            "only that, needs the dimension and scale with which secure aggregation turns updates into integers."
+            f"A plan with the mechanism {mechanism.value} {'lacks' if discrete else 'has'} an encoding: integer noise, "
+            "and only that, needs the dimension and scale with which secure aggregation turns updates into integers."
         )
 
 
