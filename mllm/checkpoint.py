@@ -1,0 +1,79 @@
+"""Finding a base's files: the demo base, a directory, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from umbel.errors import ModelError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+def resolve(name: str) -> Path:
+    """The directory of the checkpoint that ``name`` stands for, downloaded if it is a hub id.
+
+    Raises:
+        ModelError: there is no such base, directory or repository, or it holds no safetensors weights.
+    """
+    path = _find(name)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{name} holds no config.json: expected a checkpoint as save_pretrained writes it.")
+    if not any(path.glob("*.safetensors")):
+        pickled = " (pickled weights are never loaded)" if any(path.glob("*.bin")) else ""
+        raise ModelError(
+            f"{name} holds no safetensors weights{pickled}: expected model.safetensors beside config.json."
+        )
+    return path
+
+
+def _find(name: str) -> Path:
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    from mllm.bases import locate
+
+    base = locate(name)
+    if base is not None:
+        return Path(base)
+    if name == "demo":
+        raise ModelError("The demo base has not been built: run `umbel base build demo` first.")
+    if not _HUB_ID.fullmatch(name) or directory.is_file():
+        raise ModelError(f"Model {name!r} is neither demo nor a directory nor a hub id such as 'owner/model'.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub client raises its own, requests' and OS errors
+        raise ModelError(
+            f"Model {name!r} can be neither downloaded nor found in the local cache ({type(error).__name__}): check "
+            "its name and the connection, or give a directory."
+        ) from None
+
+
+def checkpoint_hash(directory: Path) -> str:
+    """SHA-256, in hexadecimal, over the name and content of the configuration and of every weight file.
+
+    Covers ``config.json``, the index, and all ``*.safetensors`` files, in order of name. Files that neither
+    shape nor hold weights do not count.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    names = sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.name == "config.json" or path.name.endswith((".safetensors", ".safetensors.index.json"))
+    )
+    total = hashlib.sha256()
+    try:
+        for name in names:
+            with (directory / name).open("rb") as stream:
+                part = hashlib.file_digest(stream, "sha256").hexdigest()
+            total.update(json.dumps([name, part]).encode())
+    except OSError as error:
+        raise ModelError(f"{directory} cannot be read ({error.strerror}): check its permissions.") from None
+    return total.hexdigest()

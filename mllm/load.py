@@ -1,0 +1,137 @@
+"""Loading a frozen, quantized base with its processor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from mllm.checkpoint import checkpoint_hash, resolve
+from mllm.hardware import native_bfloat16, pick_device, total_memory
+from mllm.hub_processor import load_processor
+from mllm.quantize import check_backend, quantize
+from mllm.report import QuantizationReport
+from umbel.config.model import Quantization
+from umbel.errors import ModelError, QuantizationError
+
+Compute = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass
+class Base:
+    """A frozen base model.
+
+    Attributes:
+        name: what the user wrote.
+        path: the directory it was loaded from.
+        hash: SHA-256 of its configuration and weight files, before quantization.
+        model: in evaluation mode; no parameter requires a gradient.
+        processor: text and images to the model's inputs.
+        report: how each module is stored.
+    """
+
+    name: str
+    path: Path
+    hash: str
+    model: Any
+    processor: Any
+    report: QuantizationReport
+
+    @property
+    def source(self) -> str:
+        """What an adapter names as its base: the hub id, or the directory's full path."""
+        return str(self.path.resolve()) if self.name == "demo" or Path(self.name).expanduser().is_dir() else self.name
+
+
+def load_base(
+    name: str,
+    quantization: Quantization = "auto",
+    *,
+    device: str = "auto",
+    compute: Compute = "auto",
+    keep: Collection[str] = (),
+) -> Base:
+    """Loads a base from safetensors files; code from a checkpoint is never run.
+
+    Args:
+        name: ``demo``, a directory, or a hub id that AutoModelForImageTextToText loads.
+        quantization: how linear weights are stored. ``auto`` is NF4 on CUDA; on a CPU torchao int8, or NF4 where
+            the int8 base would take more than half of the machine's memory.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        compute: dtype of activations. ``auto`` is bfloat16 on CUDA with hardware for it, else float32: on a CPU
+            results then do not depend on the machine.
+        keep: parts that stay unquantized, for example ``("vision",)``.
+
+    Raises:
+        ModelError: the checkpoint cannot be found, is incomplete, or is no vision-language model.
+        QuantizationError: what was asked for cannot be done, or was not done.
+    """
+    if quantization != "auto":
+        check_backend(quantization)
+    place = pick_device(device)
+    dtype = _compute_dtype(compute, place)
+    path = resolve(name)
+    model = _load_model(name, path)
+    backend = _auto(model, place) if quantization == "auto" else quantization
+    report = quantize(model, backend, place, dtype, asked=quantization, keep=keep)
+    return Base(name, path, checkpoint_hash(path), model, load_processor(path), report)
+
+
+def _compute_dtype(compute: str, device: torch.device) -> torch.dtype:
+    native = native_bfloat16(device)
+    if compute == "auto":
+        return torch.bfloat16 if device.type == "cuda" and native else torch.float32
+    if compute == "float32":
+        return torch.float32
+    if compute != "bfloat16":
+        raise ModelError(f"Compute dtype {compute!r} is unknown: use auto, float32 or bfloat16.")
+    if not native:
+        raise QuantizationError(
+            f"bfloat16 was asked for, but {device} has no hardware for it and would be about fifty times slower: use "
+            "float32."
+        )
+    return torch.bfloat16
+
+
+def _auto(model: Any, device: torch.device) -> str:
+    if device.type == "cuda":
+        return "nf4"
+    values = sum(parameter.numel() for parameter in model.parameters())
+    return "int8-weight-only" if values <= total_memory(device) / 2 else "nf4"
+
+
+def _load_model(name: str, path: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        if getattr(config, "quantization_config", None) is not None:
+            raise QuantizationError(
+                f"{name} is stored quantized already: give the checkpoint in full precision, loading quantizes it."
+            )
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            str(path),
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # transformers and safetensors raise whatever their parts raise
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ModelError(
+            f"{name} cannot be loaded as a vision-language model ({first}): expected a checkpoint that "
+            "AutoModelForImageTextToText loads without code of its own."
+        ) from None
+    # Weights that are missing or misshapen would silently be random.
+    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lost:
+        raise ModelError(
+            f"{name} lacks {len(lost)} of the model's weights (first {lost[0]}): its files are incomplete or belong to "
+            "another configuration."
+        )
+    return model
