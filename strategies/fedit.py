@@ -1,4 +1,7 @@
-"""FedIT: FedAvg on the LoRA factors (Zhang et al. 2023, "Towards Building the Federated GPT")."""
+"""FedIT: FedAvg on the LoRA factors (Zhang et al. 2023, "Towards Building the Federated GPT", arXiv 2305.05644).
+
+A <- sum_k p_k A_k,    B <- sum_k p_k B_k        (p_k: client k's share of the weights)
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from umbel.adapter import AdapterSpec, Vector
 class FedIT(AdapterStrategy):
     """Averages A and B separately.
 
-    Not exact: mean(B) mean(A) differs from mean(B A). Up and down: both factors of every layer.
+    Not exact: mean(B) mean(A) differs from mean(B A). Under noise on both factors the product carries the noise
+    of each times the other, and the product of the two noises. Up and down: both factors of every layer.
     """
 
     name = "fedit"

@@ -1,0 +1,73 @@
+"""FLoRA: clients' factors are stacked, not averaged (Wang et al. 2024, arXiv 2409.05976, section 3).
+
+    side <- side + sum_k p_k s_k B_k A_k = side + [p_1 s_1 B_1 .. p_K s_K B_K] [A_1; ..; A_K],    A fresh,  B <- 0
+
+Each share is applied once, to B. Clients start the next round from a new A and B = 0 over the moved base; as the
+base is quantized and read-only, it moves in a side term (see :mod:`strategies.side`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from strategies.base import AdapterStrategy, StrategyFacts, StrategyState, Upload
+from strategies.ranks import cut, mean_of_others, rebuild, server_spec
+from strategies.side import grow, write_side
+from umbel.adapter import AdapterSpec, Vector
+from umbel.errors import StrategyError
+
+
+class FLora(AdapterStrategy):
+    """Exact for any mix of ranks, without secure aggregation and without differential privacy.
+
+    Up: both factors at the client's own rank. Down: the side term (the paper sends the stack; refactored it is
+    never larger) and new factors, whose product is zero.
+
+    Args:
+        side_rank: largest rank of a side term; 0 keeps it exact to float32.
+        seed: of the fresh A factors (uniform within 1/sqrt(in), as LoRA initialises).
+    """
+
+    name = "flora"
+    facts = StrategyFacts(
+        paper="Wang et al. 2024, arXiv 2409.05976",
+        linear=False,
+        exact=True,
+        private=False,
+        heterogeneous_ranks=True,
+        note="Stacks the clients' factors into a side term: exact for mixed ranks, large downloads, no DP.",
+        fixed_basis=False,
+        down="A, B, side term",
+    )
+
+    def __init__(self, side_rank: int = 0, seed: int = 0) -> None:
+        self.side_rank = side_rank
+        self.seed = seed
+
+    def download(self, state: StrategyState, spec: AdapterSpec, round_number: int) -> Vector:
+        """The first rows of the fresh A; B is zero (or, in round 1, what the adapter was initialised with)."""
+        return cut(server_spec(state.adapter, spec), state.adapter, spec)
+
+    def step(self, spec: AdapterSpec, mean: Vector, state: StrategyState, round_number: int) -> StrategyState:
+        """Always raises StrategyError: a mean cannot be unstacked."""
+        raise StrategyError("FLoRA stacks every client's own factors: switch secure aggregation off.")
+
+    def step_individual(
+        self, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int
+    ) -> StrategyState:
+        """Adds the stacked products to the side terms and renews the factors."""
+        locals_ = rebuild(self, spec, uploads, state, round_number)
+        adapter = mean_of_others(spec, locals_, state.adapter)
+        views, terms = spec.views(adapter), self.side(state.arrays)
+        for pair in spec.pairs:
+            factors = [local.factors(pair) for local in locals_]
+            terms[pair.module] = grow(terms.get(pair.module), factors, self.side_rank)
+            digest = int.from_bytes(hashlib.sha256(pair.module.encode()).digest()[:8], "big")
+            generator = np.random.default_rng([self.seed, round_number, digest])
+            bound = 1.0 / np.sqrt(pair.a.shape[1])
+            views[pair.a.name][...] = generator.uniform(-bound, bound, pair.a.shape)
+            views[pair.b.name][...] = 0
+        return StrategyState({**state.arrays, **write_side(terms), "adapter": adapter})
