@@ -83,7 +83,8 @@ class Coordinates:
         names = {item.name for item in self.items}
         if names != set(values):
             raise SecAggError(
-                f"The metrics {sorted(values)} are not the coordinates of the round {sorted(names)}: give exactly these."
+                f"The metrics {sorted(values)} are not the coordinates of the round {sorted(names)}: "
+                "give exactly these."
             )
         out: list[int] = []
         for item, count in zip(self.items, self.digits, strict=True):

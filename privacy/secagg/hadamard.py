@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,7 @@ def _flip(values: npt.NDArray[np.float32] | npt.NDArray[np.float64], seed: bytes
     for start in range(0, len(values), _GROUP):
         part = values[start : start + _GROUP]
         bits = np.unpackbits(np.frombuffer(cipher.update(bytes(_GROUP // 8)), dtype=np.uint8))
-        np.negative(part, out=part, where=bits[: len(part)].astype(bool))
+        part *= (1 - 2 * bits[: len(part)].view(np.int8)).astype(values.dtype)
 
 
 def _transform(values: npt.NDArray[np.float32] | npt.NDArray[np.float64], block: int) -> None:
@@ -83,15 +84,18 @@ def _transform(values: npt.NDArray[np.float32] | npt.NDArray[np.float64], block:
         return
     left = 1 << (block.bit_length() // 2)
     right = block // left
-    h_left, h_right = _matrix(left).astype(values.dtype), _matrix(right).astype(values.dtype)
+    h_left, h_right = _matrix(left, values.dtype), _matrix(right, values.dtype)
     step = max(1, _GROUP // block) * block
+    scratch = np.empty(min(step, len(values)), dtype=values.dtype)
     for start in range(0, len(values), step):
-        group = values[start : start + step].reshape(-1, left, right)
-        np.matmul(h_left, group @ h_right, out=group)
+        group = values[start : start + step]
+        half = scratch[: len(group)]
+        np.matmul(group.reshape(-1, right), h_right, out=half.reshape(-1, right))
+        np.matmul(h_left, half.reshape(-1, left, right), out=group.reshape(-1, left, right))
 
 
-def _matrix(size: int) -> npt.NDArray[np.float64]:
+def _matrix(size: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     matrix = np.ones((1, 1))
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]]) / math.sqrt(2.0)
-    return matrix
+    return matrix.astype(dtype)

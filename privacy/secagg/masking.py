@@ -67,7 +67,7 @@ def apply_masks(words: Words, masks: Sequence[Mask], *, threads: int | None = No
 def _apply_part(part: Words, start: int, masks: Sequence[Mask]) -> None:
     tile = TILE_BYTES // part.itemsize
     raw = np.empty(TILE_BYTES, dtype=np.uint8)
-    stream, view = raw.view(part.dtype), memoryview(raw)
+    stream, view = raw.view(part.dtype), raw.data
     blocks = start * part.itemsize // KEY_BYTES
     ciphers = [(_seek(mask.seed, blocks), np.add if mask.sign > 0 else np.subtract) for mask in masks]
     source = memoryview(bytes(TILE_BYTES))

@@ -79,7 +79,7 @@ def _quantize_narrow(
     scale, limit = np.float32(factor * 2.0**fraction), np.float32(bound * 2.0**fraction)
     scaled, fixed = np.empty(_TILE, dtype=np.float32), np.empty(_TILE, dtype=np.int32)
     raw, zeros = np.empty(2 * _TILE, dtype=np.uint8), bytes(2 * _TILE)
-    random, view = raw.view("<u2"), memoryview(raw)
+    random, view = raw.view("<u2"), raw.data
     target = words.view(np.int16 if words.itemsize == 2 else np.int32)
     for start in range(0, len(values), _TILE):
         part = values[start : start + _TILE]
@@ -101,7 +101,7 @@ def _quantize_wide(
 ) -> None:
     """Fixed point in int64, for bounds that leave int32 too little room."""
     raw, zeros = np.empty(2 * _TILE, dtype=np.uint8), bytes(2 * _TILE)
-    random, view = raw.view("<u2"), memoryview(raw)
+    random, view = raw.view("<u2"), raw.data
     target = words.view(np.int16 if words.itemsize == 2 else np.int32)
     for start in range(0, len(values), _TILE):
         part = values[start : start + _TILE].astype(np.float64)
