@@ -95,6 +95,7 @@ class SecAggCoordinator:
         self.context = context.digest(parameters)
         self.phase = Phase.ADVERTISEMENTS
         self.late = 0
+        self._aborted = ""
         self._roster = roster
         self._advertised: dict[int, Advertisement] = {}
         self._list = self._survivors = self._signatures = b""
@@ -345,6 +346,8 @@ class SecAggCoordinator:
 
     def _closes(self, phase: Phase) -> bool:
         """Whether ``phase`` is closed by this call; raises when it has not begun."""
+        if self._aborted:
+            raise RoundAborted(self._aborted)
         if self.phase < phase:
             raise SecAggError(
                 f"The round is at {self.phase.name}, {phase.name} has not begun: send the messages in order."
@@ -376,7 +379,8 @@ class SecAggCoordinator:
         if got < needed:
             self.phase = Phase.FINISHED
             self._sum = self._sum[:0]
-            raise RoundAborted(
-                f"Only {got} clients sent their {what}, {needed} are needed: repeat the round with fresh keys, a longer "
-                "secagg.stage-timeout or more clients."
+            self._aborted = (
+                f"Only {got} clients sent their {what}, {needed} are needed: repeat the round with fresh keys, "
+                "a longer secagg.stage-timeout or more clients."
             )
+            raise RoundAborted(self._aborted)

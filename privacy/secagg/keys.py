@@ -24,6 +24,7 @@ class AgreementKey:
     def __init__(self, private: bytes | None = None) -> None:
         self._key = X25519PrivateKey.from_private_bytes(private) if private else X25519PrivateKey.generate()
         self.public = self._key.public_key().public_bytes_raw()
+        self._agreed: dict[bytes, bytes] = {}
 
     def __repr__(self) -> str:
         return f"AgreementKey(public={self.public.hex()})"
@@ -39,12 +40,16 @@ class AgreementKey:
         Raises:
             ProtocolViolation: ``public`` is a point of low order, with which everybody shares the same secret.
         """
+        known = self._agreed.get(public)
+        if known is not None:
+            return known
         try:
-            return self._key.exchange(X25519PublicKey.from_public_bytes(public))
+            agreed = self._agreed[public] = self._key.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
             raise violation(
                 Reason.KEY, "A public key of the round is a point of low order: its owner must draw a fresh key."
             ) from None
+        return agreed
 
 
 def derive(secret: bytes, context: bytes, label: str, *parts: bytes, size: int = 32) -> bytes:
