@@ -1,0 +1,1 @@
+"""Aggregation that withstands a share of corrupt clients."""
