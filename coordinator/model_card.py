@@ -127,7 +127,9 @@ def _privacy(metrics: Metrics, summary: Summary) -> str:
 def _configuration(config: RunConfig) -> str:
     import tomli_w
 
-    return f"## Configuration\n\n```toml\n{tomli_w.dumps(config.to_nested()).strip()}\n```\n"
+    nested = config.to_nested()
+    del nested["run"]["directory"]  # where the results lay on one machine is of no use to a reader
+    return f"## Configuration\n\n```toml\n{tomli_w.dumps(nested).strip()}\n```\n"
 
 
 def _versions(metrics: Metrics) -> str:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from umbel.config import RunConfig
 from umbel.errors import ConfigError, RunError, UmbelError
 from umbel.files import fsync_folder, write_atomic
+from umbel.paths import runs_root
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
@@ -52,11 +53,6 @@ _FREE = frozenset(
         "secagg.attempts",
     }
 )
-
-
-def runs_root(directory: str = "runs") -> Path:
-    """The folder of all runs: a relative ``directory`` counts from UMBEL_ROOT, or the working directory."""
-    return (Path(os.environ.get("UMBEL_ROOT") or Path.cwd()) / Path(directory).expanduser()).absolute()
 
 
 def find_run(name: str, directory: str = "runs") -> Path:
@@ -107,7 +103,7 @@ class RunFolder:
         self.id = path.name
         self.config = config
         self.resumed = resumed
-        """Whether an earlier process finished a round here."""
+        """Whether an earlier process finished a round, or the whole run, here."""
         self._lock = lock
 
     @classmethod
@@ -132,6 +128,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             _probe(path)
         except OSError as error:
+            if created:
+                discard_unused(path)
             raise RunError(
                 f"The run folder {path} cannot be written ({error.strerror}): choose a run.directory that you may "
                 "write to, with space left."
@@ -148,7 +146,7 @@ class RunFolder:
                 f"Run {path.name!r} cannot be locked ({error.strerror}): choose another run.directory."
             ) from None
         try:
-            resumed = (path / CONFIG).is_file() and _has_files(path / "checkpoint")
+            resumed = (path / CONFIG).is_file() and (_has_files(path / "checkpoint") or _has_ended(path / METRICS))
             if resumed:
                 _refuse_difference(path, config)
             else:
@@ -192,9 +190,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has ended: its last metrics line says so."""
-        from coordinator.tracking import read_metrics
-
-        return self.metrics.is_file() and read_metrics(self.metrics).end is not None
+        return _has_ended(self.metrics)
 
     def fail(self, error: UmbelError) -> None:
         """Leaves ``error.json`` for whoever started the run; a disk that is full stays silent."""
@@ -238,6 +234,12 @@ def _probe(path: Path) -> None:
     fsync_folder(path)
 
 
+def _has_ended(metrics: Path) -> bool:
+    from coordinator.tracking import read_metrics
+
+    return metrics.is_file() and read_metrics(metrics).end is not None
+
+
 def _refuse_foreign(path: Path) -> None:
     """A folder that holds other things is no run folder: nothing of a user's is mixed with a run or replaced."""
     try:
@@ -268,7 +270,11 @@ def _refuse_difference(path: Path, config: RunConfig) -> None:
 def discard_unused(path: Path) -> bool:
     """Removes the folder of a run in which nothing happened: no metrics, no checkpoint, no adapter, nothing else.
 
-    Returns whether it is gone. Whatever did not come from :meth:`RunFolder.open` keeps the folder as it is.
+    The caller holds the run's lock, or knows that nobody runs. Whatever did not come from :meth:`RunFolder.open`
+    keeps the folder as it is.
+
+    Returns:
+        Whether the folder is gone.
     """
     own = {CONFIG, ERROR, ".lock"}
     try:

@@ -87,9 +87,14 @@ def _series(metrics: Metrics, value: Callable[[Figures], float | None]) -> dict[
     return found
 
 
+def _literal(name: str) -> str:
+    """A name as it is: no mathematics between dollars, and not hidden for a leading underscore."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def _accuracy(axes: Any, metrics: Metrics) -> None:
     for color, (name, (xs, ys)) in zip(_COLORS * 9, _series(metrics, lambda f: f.accuracy).items(), strict=False):
-        axes.plot(xs, [100 * y for y in ys], marker="o", color=color, label=name)
+        axes.plot(xs, [100 * y for y in ys], marker="o", color=color, label=_literal(name))
     figures = metrics.central.evaluation.get(metrics.headline) if metrics.central else None
     if figures is not None and figures.accuracy is not None:
         axes.axhline(100 * figures.accuracy, color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, label="central")
@@ -101,7 +106,7 @@ def _loss(axes: Any, metrics: Metrics) -> None:
     if rows:
         axes.plot(*zip(*rows, strict=True), marker="o", color=_COLORS[4], label="training")
     for color, (name, (xs, ys)) in zip(_COLORS * 9, _series(metrics, lambda f: f.loss).items(), strict=False):
-        axes.plot(xs, ys, marker="o", color=color, label=name)
+        axes.plot(xs, ys, marker="o", color=color, label=_literal(name))
     axes.set_ylabel("loss")
 
 
