@@ -130,8 +130,9 @@ def _move_rest(model: nn.Module, planned: set[str], device: torch.device, comput
             dtype = compute if parameter.is_floating_point() else parameter.dtype
             getattr(module, name).data = parameter.data.to(device, dtype)
         for name, buffer in module.named_buffers(recurse=False):
-            # Rotary frequencies and the like stay in float32: positions lose precision in bfloat16.
-            setattr(module, name, buffer.to(device))
+            # Rotary frequencies and the like stay in float32 under bfloat16: positions would lose precision.
+            widen = buffer.is_floating_point() and compute == torch.float32
+            setattr(module, name, buffer.to(device, torch.float32 if widen else buffer.dtype))
 
 
 def _verify(
