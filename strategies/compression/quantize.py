@@ -64,7 +64,7 @@ class StochasticQuantizer:
         ratio = blocks / safe * most + generator.random(blocks.shape, dtype=np.float32)
         levels = np.clip(np.floor(ratio), -most, most).astype(np.int32).ravel()[: vector.size] + most
         header = _HEADER.pack(_MAGIC, self.bits, self.block, vector.size)
-        return header + scales.astype("<f4").tobytes() + _pack(levels.astype(np.uint16), self.bits)
+        return b"".join((header, scales.astype("<f4").tobytes(), _pack(levels.astype(np.uint16), self.bits)))
 
     @staticmethod
     def decode(data: bytes) -> Vector:
@@ -76,7 +76,7 @@ class StochasticQuantizer:
         if len(data) < _HEADER.size:
             raise WireError("A quantized vector is shorter than its header: it was truncated on the way.")
         magic, bits, block, size = _HEADER.unpack_from(data)
-        if magic != _MAGIC or not (2 <= bits <= 16 and 16 <= block) or size > _MOST:
+        if magic != _MAGIC or not (2 <= bits <= 16 and block >= 16) or size > _MOST:
             raise WireError("A quantized vector has an unknown format: both ends must run the same version of umbel.")
         blocks = -(-size // block)
         if len(data) != _HEADER.size + 4 * blocks + (size * bits + 7) // 8:
@@ -89,7 +89,7 @@ class StochasticQuantizer:
         if bool((levels > most).any()):
             raise WireError("A quantized vector holds a level above its largest: it was altered on the way.")
         values = levels.astype(np.float64) * np.repeat(scales.astype(np.float64) / most, block)[:size]
-        return values.astype(np.float32)
+        return np.asarray(values, dtype=np.float32)
 
 
 def _pack(levels: npt.NDArray[np.uint16], bits: int) -> bytes:
