@@ -5,24 +5,27 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
+import numpy.typing as npt
+from safetensors.numpy import load, save
 
 from client.batches import derive_seed
+from client.budget import SiteBudget, example_plan, private_steps
+from client.outcome import RoundOutcome, keep_outcome, order_key, recall_outcome
+from client.private import PrivateSteps
 from client.site import LedgerSummary, Site
-from client.store import NodeStore
-from client.trainer import Trainer, TrainResult
+from client.store import FileStore, NodeStore
+from client.trainer import Trainer
 from mllm.tasks.base import ExampleSet
 from mllm.warm import WarmModel, warm_model, warm_task
 from strategies.base import AdapterStrategy
 from strategies.registry import make_strategy
 from umbel import __version__
-from umbel.adapter import AdapterSpec, Vector
 from umbel.config import RunConfig
 from umbel.errors import SiteError
+from umbel.paths import runs_root
 from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply
 
-_PERSONAL = "personal"
+_KEPT = "kept"
 
 
 class LocalSite(Site):
@@ -44,14 +47,21 @@ class LocalSite(Site):
             )
         self._config = config
         self._index = index
-        self._store = store
-        self._run = run
+        self._run = run if config.run.id == "auto" else config.run.id
+        self._folder = runs_root(config.run.directory) / self._run / "sites" / self.name
+        # What budget was paid for must survive a restart; everything else may live with the run's messages.
+        self._store: NodeStore = store if config.privacy.unit == "none" else FileStore(self._folder)
         self._strategy: AdapterStrategy = make_strategy(config.strategy.name)
 
     @property
     def name(self) -> str:
         """The device's name: its partition."""
         return f"{self._index:06d}"
+
+    @property
+    def _budget(self) -> SiteBudget:
+        dataset = f"{warm_task(self._config).fingerprint[:16]}/{self._config.federation.clients}/{self.name}"
+        return SiteBudget(self._folder / "ledger.sqlite", dataset=dataset, run=self._run)
 
     def _model(self, spec_hash: str) -> WarmModel:
         warm = warm_model(self._config)
@@ -62,11 +72,8 @@ class LocalSite(Site):
             )
         return warm
 
-    def _examples(self, pooled: bool = False) -> ExampleSet:
-        task, federation = warm_task(self._config), self._config.federation
-        if pooled:
-            return task.train
-        return task.client(self._index, federation.clients, self._config.run.seed)
+    def _examples(self) -> ExampleSet:
+        return warm_task(self._config).client(self._index, self._config.federation.clients, self._config.run.seed)
 
     def describe(self) -> Description:
         """See Site."""
@@ -80,61 +87,74 @@ class LocalSite(Site):
         )
 
     def train(self, order: TrainOrder) -> TrainReply | SecAggStep:
-        """See Site."""
+        """See Site. The same order again gives the same reply, without training or paying again."""
         warm = self._model(order.spec_hash)
-        spec = warm.tuned.spec
-        received = order.adapter
-        spec.check(received)
-        started = time.perf_counter()
-        local, result = self._fit(warm, order)
-        update = self._strategy.upload(spec, local, received, order.round)
+        warm.tuned.spec.check(order.adapter)
+        if order.pooled:
+            outcome = self._pooled(warm, order)
+        else:
+            key = order_key(order, self._config)
+            outcome = recall_outcome(self._store, key) or self._fit(warm, order, key)
+        return TrainReply(outcome.spec_hash, outcome.update, outcome.metrics)
+
+    def _fit(self, warm: WarmModel, order: TrainOrder, key: str) -> RoundOutcome:
+        """Trains on this site's own examples, paying first, and keeps what came out."""
+        started, spec, examples = time.perf_counter(), warm.tuned.spec, self._examples()
+        blob = self._store.get(_KEPT)
+        kept = load(blob) if blob is not None else {}
+        client = self._strategy.begin(spec, order.adapter, order.round, order.extras, kept)
+        private: PrivateSteps | None = None
+        settle = None
+        plan = example_plan(self._config, len(examples))
+        if plan is not None:
+            self._budget.reserve(plan, order.round)
+            values = sum(spec.by_name[name].size for name in client.trainable)
+            private, settle = private_steps(
+                plan, self._config, examples=len(examples), values=values, round_number=order.round, store=self._store
+            )
+        seed = derive_seed("train", self._config.run.seed, self.name, order.round)
+        result = Trainer(warm.tuned, warm.collator, self._config.train).train(
+            examples, client, seed=seed, amount=order.amount, private=private
+        )
+        if settle is not None:
+            settle()
+        local = warm.tuned.vector()
+        update = client.finish(local, steps=result.steps, learning_rate=self._config.train.learning_rate)
         metrics = {
-            "examples": float(len(self._examples(order.pooled))),
-            "seen": float(result.examples),
-            "loss": result.loss,
+            "examples": float(len(examples)),
+            "seen": result.seen,
             "seconds": time.perf_counter() - started,
         }
-        return TrainReply(self._strategy.upload_spec(spec, order.round).hash, update, metrics)
+        if result.loss is not None:
+            metrics["loss"] = result.loss
+        outcome = RoundOutcome(key, update, self._strategy.upload_spec(spec, order.round).hash, metrics)
+        self._keep(client.keep(local))
+        keep_outcome(self._store, outcome)
+        return outcome
 
-    def _fit(self, warm: WarmModel, order: TrainOrder) -> tuple[Vector, TrainResult]:
-        spec = warm.tuned.spec
-        start = self._restore_personal(spec, order)
-        warm.tuned.load(start)
-        trainer = Trainer(warm.tuned, warm.collator, self._config.train)
-        owner = "pooled" if order.pooled else self.name
-        result = trainer.train(
-            self._examples(order.pooled),
-            seed=derive_seed("train", self._config.run.seed, owner, order.round),
-            trainable=self._strategy.trainable(spec, order.round),
-            amount=order.amount,
+    def _keep(self, kept: dict[str, npt.NDArray[np.float32]]) -> None:
+        if kept:
+            self._store.put(_KEPT, save({name: np.ascontiguousarray(array) for name, array in kept.items()}))
+
+    def _pooled(self, warm: WarmModel, order: TrainOrder) -> RoundOutcome:
+        """The central comparison: the same LoRA on all partitions at once, without a strategy and without privacy."""
+        from strategies.client_round import ClientRound
+        from strategies.fedit import FedIT
+
+        spec, examples = warm.tuned.spec, warm_task(self._config).train
+        client = ClientRound(FedIT(), spec, order.adapter, 1)
+        result = Trainer(warm.tuned, warm.collator, self._config.train).train(
+            examples, client, seed=derive_seed("pooled", self._config.run.seed), amount=order.amount
         )
-        local = warm.tuned.vector()
-        self._keep_personal(spec, local, order)
-        return local, result
-
-    def _restore_personal(self, spec: AdapterSpec, order: TrainOrder) -> Vector:
-        """The received adapter with this device's own tensors in place of the global ones."""
-        names, blob = self._strategy.personal(spec, order.round), self._store.get(_PERSONAL)
-        if not names or blob is None or order.pooled:
-            return order.adapter
-        start = order.adapter.copy()
-        views, kept = spec.views(start), load_arrays(blob)
-        for name in names & kept.keys():
-            views[name][...] = kept[name]
-        return start
-
-    def _keep_personal(self, spec: AdapterSpec, local: Vector, order: TrainOrder) -> None:
-        names = self._strategy.personal(spec, order.round)
-        if names and not order.pooled:
-            views = spec.views(local)
-            self._store.put(_PERSONAL, save_arrays({name: np.ascontiguousarray(views[name]) for name in sorted(names)}))
+        metrics = {"examples": float(len(examples)), "seen": result.seen, "loss": result.loss or 0.0}
+        return RoundOutcome("", warm.tuned.vector() - order.adapter, spec.hash, metrics)
 
     def secagg(self, stage: MessageType, step: SecAggStep) -> SecAggStep:
         """See Site."""
         raise SiteError("This run does not use secure aggregation: set secagg.enabled=true.")
 
     def evaluate(self, order: EvaluateOrder) -> dict[str, float]:
-        """See Site: on this partition's training examples, the only data a simulated device holds."""
+        """See Site: on this partition's training examples, the only data that a simulated device holds."""
         from mllm.tasks.metrics import evaluate
 
         warm = self._model(order.spec_hash)
@@ -154,4 +174,4 @@ class LocalSite(Site):
 
     def ledger(self) -> LedgerSummary:
         """See Site."""
-        return LedgerSummary(epsilon=0.0, delta=self._config.privacy.delta, events=0)
+        return self._budget.summary(self._config.privacy.delta)

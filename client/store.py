@@ -6,9 +6,12 @@ remembers travels in ``Context.state``, which never leaves the device's side.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from flwr.app import ConfigRecord, RecordDict
+
+from umbel.files import write_atomic
 
 _RECORD = "umbel.site"
 
@@ -67,3 +70,23 @@ class ContextStore:
     def delete(self, name: str) -> None:
         """See NodeStore."""
         self._state[_RECORD] = ConfigRecord({k: v for k, v in self._record().items() if k != name})
+
+
+class FileStore:
+    """A store in a folder, for what must survive a restart; files are readable by their owner only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, name: str) -> bytes | None:
+        """See NodeStore."""
+        path = self._folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def put(self, name: str, value: bytes) -> None:
+        """See NodeStore. Raises RunError when the folder cannot be written."""
+        write_atomic(self._folder / name, value, mode=0o600)
+
+    def delete(self, name: str) -> None:
+        """See NodeStore."""
+        (self._folder / name).unlink(missing_ok=True)

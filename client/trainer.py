@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from client.batches import shuffled_batches, steps_for
-from mllm.loss import per_example_loss
+from client.losses import example_losses
+from strategies.client_round import ClientRound
 from umbel.config import TrainConfig
 from umbel.errors import ModelError
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from client.private import PrivateSteps
     from mllm.lora import TunedModel
     from mllm.tasks.base import ExampleSet
-    from mllm.tasks.collate import Batch, Collator
+    from mllm.tasks.collate import Collator
+
+Parameters = dict[str, torch.nn.Parameter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +32,14 @@ class TrainResult:
 
     Attributes:
         steps: optimizer steps, empty Poisson batches included.
-        examples: examples seen, repeats counted.
-        loss: mean per-example loss over the examples seen, in nats; 0 when none was seen.
-        clipped: share of the examples whose gradient was clipped; 0 without example-level DP.
+        seen: examples seen, repeats counted; under example-level DP the expected number, which is public.
+        loss: mean per-example loss over the examples seen, in nats; None under example-level DP, because the
+            loss is not covered by the guarantee.
     """
 
     steps: int
-    examples: int
-    loss: float
-    clipped: float = 0.0
-
-
-class GradientHook(Protocol):
-    """A client regulariser: may change the mean gradient before the optimizer's step (FedProx, SCAFFOLD)."""
-
-    def __call__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        """Adds to each parameter's ``grad`` in place."""
+    seen: float
+    loss: float | None
 
 
 class Trainer:
@@ -62,44 +57,40 @@ class Trainer:
     def train(
         self,
         examples: ExampleSet,
+        client: ClientRound,
         *,
         seed: int,
-        trainable: frozenset[str] | None = None,
         amount: int = 0,
-        hook: GradientHook | None = None,
         private: PrivateSteps | None = None,
     ) -> TrainResult:
-        """Runs one round's local steps.
+        """Loads ``client.start`` and runs one round's local steps.
 
         Args:
             examples: the client's own.
+            client: the strategy's client half: what to train and the hooks around each step.
             seed: fixes batches and dropout (never noise).
-            trainable: names of the tensors to train; None trains all.
             amount: overrides ``train.amount`` when positive.
-            hook: a client regulariser.
             private: example-level DP-SGD; its plan's sampler then draws the batches.
 
         Raises:
             DataError: there are no examples.
             ModelError: the loss is not finite (without DP; under DP such an example contributes nothing).
         """
-        config = self._config
-        with self._session(seed, trainable) as parameters:
-            optimizer = _optimizer(parameters, config)
-            steps = steps_for(config, len(examples), amount)
+        steps = steps_for(self._config, len(examples), amount)
+        self._tuned.load(client.start)
+        with self._session(seed, client.trainable) as parameters:
+            step = _Step(parameters, self._config, client)
             if private is not None:
-                return private.run(self._tuned.model, parameters, optimizer, self._collator, examples, steps, hook)
+                private.run(self._tuned.model, parameters, self._collator, examples, steps, step)
+                return TrainResult(steps=steps, seen=steps * private.expected, loss=None)
             seen, total = 0, 0.0
-            for indices in shuffled_batches(len(examples), config.batch_size, steps, seed):
-                optimizer.zero_grad(set_to_none=True)
+            for indices in shuffled_batches(len(examples), self._config.batch_size, steps, seed):
                 total += self._accumulate(examples, indices)
-                if hook is not None:
-                    hook(parameters)
-                if config.max_grad_norm > 0:
-                    torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
-                optimizer.step()
+                if self._config.max_grad_norm > 0:
+                    torch.nn.utils.clip_grad_norm_(parameters.values(), self._config.max_grad_norm)
+                step()
                 seen += len(indices)
-            return TrainResult(steps=steps, examples=seen, loss=total / max(seen, 1))
+            return TrainResult(steps=steps, seen=float(seen), loss=total / max(seen, 1))
 
     def _accumulate(self, examples: ExampleSet, indices: npt.NDArray[np.int64]) -> float:
         """Adds the batch's mean gradient to ``grad``; returns the sum of the per-example losses."""
@@ -114,22 +105,21 @@ class Trainer:
         return total
 
     @contextmanager
-    def _session(self, seed: int, trainable: frozenset[str] | None) -> Iterator[dict[str, torch.nn.Parameter]]:
+    def _session(self, seed: int, trainable: frozenset[str]) -> Iterator[Parameters]:
         """Training mode with only the wanted parameters requiring gradients; all is put back at the end."""
         every = self._tuned.parameters
-        chosen = {name: p for name, p in every.items() if trainable is None or name in trainable}
+        chosen = {name: p for name, p in every.items() if name in trainable}
         if not chosen:
-            raise ModelError(
-                "No tensor of the adapter is trainable in this round: check the strategy and lora.targets."
-            )
+            raise ModelError("No tensor of the adapter is trainable in this round: check lora.targets.")
         threads = torch.get_num_threads()
         torch.set_num_threads(self._config.threads)
-        torch.manual_seed(seed)
         self._tuned.model.train()
         for name, parameter in every.items():
             parameter.requires_grad_(name in chosen)
         try:
-            yield chosen
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                yield chosen
         finally:
             for parameter in every.values():
                 parameter.requires_grad_(True)
@@ -138,17 +128,28 @@ class Trainer:
             torch.set_num_threads(threads)
 
 
-def example_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Loss of each example of a batch: [n] float32, mean over the example's own answer tokens."""
-    logits = model(**batch.inputs, use_cache=False).logits
-    return per_example_loss(logits, batch.labels)
+class _Step:
+    """One optimizer step between the strategy's two hooks; gradients are cleared after it."""
+
+    def __init__(self, parameters: Parameters, config: TrainConfig, client: ClientRound) -> None:
+        self._parameters = parameters
+        self._client = client
+        self._optimizer = _optimizer(parameters, config)
+
+    def __call__(self) -> None:
+        if self._client.hooked:
+            values = {name: p.detach().numpy() for name, p in self._parameters.items()}
+            gradients = {name: p.grad.numpy() for name, p in self._parameters.items() if p.grad is not None}
+            self._client.gradient(gradients, values)
+            self._optimizer.step()
+            self._client.after_step(values)
+        else:
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
-def _optimizer(parameters: dict[str, torch.nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(parameters: Parameters, config: TrainConfig) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters.values(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
-    )
+        return torch.optim.SGD(parameters.values(), lr=rate, momentum=config.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=decay, foreach=True)

@@ -71,7 +71,7 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
         by_examples=config.federation.weights == "examples",
         keep_uploads=not strategy.facts.linear,
     )
-    spec, initial = warm.tuned.spec, warm.tuned.vector()
+    spec, initial = warm.tuned.spec, warm.initial
     population = discover(courier, spec, config.federation)
     federation = Federation(config, strategy, spec, population, collector, evaluator, folder)
     checkpoint = federation.begin(initial)

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from umbel.adapter import Vector
 from umbel.config import RunConfig
 
 if TYPE_CHECKING:
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """A loaded base with adapter modules attached, ready for any adapter vector."""
+    """A loaded base with adapter modules attached, ready for any adapter vector.
+
+    ``initial`` is the adapter as it was attached; the modules themselves hold whatever was loaded last.
+    """
 
     base: Base
     tuned: TunedModel
     collator: Collator
+    initial: Vector
 
 
 _lock = threading.Lock()
@@ -49,8 +54,8 @@ def warm_model(config: RunConfig) -> WarmModel:
             base = load_base(config.model.name, config.model.quantization)
             tuned = attach_lora(base, config.lora, seed=config.run.seed)
             if config.model.gradient_checkpointing:
-                tuned.model.gradient_checkpointing_enable()
-            _model = (key, WarmModel(base, tuned, Collator(base.processor)))
+                tuned.enable_gradient_checkpointing()
+            _model = (key, WarmModel(base, tuned, Collator(base.processor), tuned.vector()))
         return _model[1]
 
 

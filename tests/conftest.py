@@ -19,3 +19,14 @@ def _one_thread():
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    """A folder with a tiny base and a small data folder, for runs."""
+    from tests.federated import make_base, make_folder
+
+    root = tmp_path_factory.mktemp("tiny")
+    make_base(root / "base")
+    make_folder(root / "data")
+    return root

@@ -13,3 +13,8 @@ def home() -> Path:
     """
     value = os.environ.get("UMBEL_HOME")
     return Path(value).expanduser() if value else Path.home() / ".cache" / "umbel"
+
+
+def runs_root(directory: str = "runs") -> Path:
+    """The folder of all runs: a relative ``directory`` counts from UMBEL_ROOT, or the working directory."""
+    return (Path(os.environ.get("UMBEL_ROOT") or Path.cwd()) / Path(directory).expanduser()).absolute()

@@ -20,6 +20,7 @@ from umbel.errors import WireError
 _HEAD = "umbel"
 _VECTOR = "umbel.vector"
 _METRICS = "umbel.metrics"
+_EXTRAS = "umbel.extras"
 
 
 class MessageType(StrEnum):
@@ -64,6 +65,7 @@ class TrainOrder:
         secagg: the public parameters of secure aggregation as bytes, or None for a plain reply.
         pooled: train on all partitions at once, for the central comparison (simulation only).
         amount: overrides train.amount when positive.
+        extras: what the strategy sends beside the adapter, float32 arrays by name.
     """
 
     round: int
@@ -72,6 +74,7 @@ class TrainOrder:
     secagg: bytes | None = None
     pooled: bool = False
     amount: int = 0
+    extras: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +134,21 @@ def _array(records: RecordDict, dtype: type) -> npt.NDArray[Any]:
     record = records.array_records.get(_VECTOR)
     if record is None or "v" not in record:
         raise WireError("A message carries no vector: both ends must run the same version of umbel.")
-    array = record["v"]
-    if array.stype != "numpy.ndarray" or array.dtype != np.dtype(dtype).name or len(array.shape) != 1:
-        raise WireError(
-            f"A message's vector is {array.dtype}{tuple(array.shape)}, expected 1-D {np.dtype(dtype).name}."
-        )
+    if len(record["v"].shape) != 1:
+        raise WireError(f"A message's vector has shape {tuple(record['v'].shape)}, expected one dimension.")
+    return _value(record["v"], dtype)
+
+
+def _value(array: Array, dtype: type) -> npt.NDArray[Any]:
+    if array.stype != "numpy.ndarray" or array.dtype != np.dtype(dtype).name:
+        raise WireError(f"A message's array is {array.stype} of {array.dtype}, expected {np.dtype(dtype).name}.")
+    value: npt.NDArray[Any] | None
     try:
         value = array.numpy()
     except (ValueError, EOFError, OSError):
         value = None
     if value is None or value.dtype != np.dtype(dtype) or value.shape != tuple(array.shape):
-        raise WireError("A message's vector cannot be read: it was truncated or altered on the way.")
+        raise WireError("A message's array cannot be read: it was truncated or altered on the way.")
     return value
 
 
@@ -173,7 +180,11 @@ def pack_train_order(order: TrainOrder) -> RecordDict:
         "amount": order.amount,
         "secagg": order.secagg if order.secagg is not None else b"",
     }
-    return _pack(head, order.adapter)
+    records = _pack(head, order.adapter)
+    if order.extras:
+        arrays = {name: Array(np.ascontiguousarray(array)) for name, array in order.extras.items()}
+        records[_EXTRAS] = ArrayRecord(array_dict=arrays)
+    return records
 
 
 def unpack_train_order(records: RecordDict) -> TrainOrder:
@@ -186,6 +197,7 @@ def unpack_train_order(records: RecordDict) -> TrainOrder:
         secagg=_take(head, "secagg", bytes) or None,
         pooled=_take(head, "pooled", bool),
         amount=_take(head, "amount", int),
+        extras={name: _value(array, np.float32) for name, array in records.array_records.get(_EXTRAS, {}).items()},
     )
 
 

@@ -1,0 +1,117 @@
+"""Example-level DP-SGD: the local steps of one client under a PrivacyPlan (Abadi et al. 2016, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from client.losses import example_losses
+from mllm.rows import row_map
+from privacy.clipping.engine import GradientEngine
+from privacy.clipping.make import make_engine
+from privacy.plan import PrivacyPlan
+from privacy.sampling import IndexSampler
+from umbel.adapter import Vector
+from umbel.errors import ModelError
+from umbel.rows import RowMap
+
+if TYPE_CHECKING:
+    from mllm.tasks.base import ExampleSet
+    from mllm.tasks.collate import Batch, Collator
+    from mllm.tasks.example import Example
+
+AddNoise = Callable[[Vector], None]
+"""Adds the next step's noise to a clipped sum, in place."""
+
+
+class PrivateSteps:
+    """Clips per example, sums, adds noise and divides by the public expected batch size.
+
+    Formal guarantee: each step releases a sum in which one example counts for at most ``plan.clipping_norm``, with
+    the plan's noise; the guarantee of all steps is what ``plan.events`` books. Step size, regularisers and the
+    optimizer only process what was released. An empty Poisson batch is a step like any other.
+
+    Args:
+        plan: of this client.
+        engine: name of the per-example gradient engine.
+        sampler: the plan's, over this client's examples.
+        add_noise: the plan's mechanism.
+        microbatch: most examples in one forward pass.
+    """
+
+    def __init__(
+        self, plan: PrivacyPlan, *, engine: str, sampler: IndexSampler, add_noise: AddNoise, microbatch: int
+    ) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._sampler = sampler
+        self._add_noise = add_noise
+        self._microbatch = microbatch
+
+    @property
+    def expected(self) -> float:
+        """The public expected batch size."""
+        return self._sampler.expected
+
+    def run(
+        self,
+        model: Any,
+        parameters: dict[str, torch.nn.Parameter],
+        collator: Collator,
+        examples: ExampleSet,
+        steps: int,
+        step: Callable[[], None],
+    ) -> None:
+        """Makes ``steps`` steps on ``parameters``, which must be exactly those that require gradients.
+
+        Args:
+            step: makes the optimizer's step from each parameter's ``grad`` and clears it.
+
+        Raises:
+            UnclaimedParameter: the engine does not know one of the parameters.
+            ModelError, PrivacyError: as the engine's ``accumulate``.
+        """
+        engine = make_engine(self._engine, model, parameters, self._plan.clipping_norm)
+        for indices in self._sampler.batches(steps):
+            chosen = [int(i) for i in indices]
+            for start in range(0, len(chosen), self._microbatch):
+                self._accumulate(
+                    engine, model, collator, [examples[i] for i in chosen[start : start + self._microbatch]]
+                )
+            self._release(engine.take(), parameters)
+            step()
+
+    def _accumulate(self, engine: GradientEngine, model: Any, collator: Collator, chunk: Sequence[Example]) -> None:
+        batch = collator(chunk)
+        engine.accumulate(
+            lambda part: example_losses(model, part),
+            batch,
+            self._rows(model, batch),
+            len(chunk),
+            lambda _batch, i: collator([chunk[i]]),
+        )
+
+    def _rows(self, model: Any, batch: Batch) -> RowMap | None:
+        """The row map; None where the engine needs none, or may do without because the family is not known."""
+        if self._engine == "loop":
+            return None
+        try:
+            return row_map(model, batch.inputs, batch.images_per_example)
+        except ModelError:
+            if self._engine == "auto":
+                return None
+            raise
+
+    def _release(self, clipped: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter]) -> None:
+        """Noises the whole sum as one vector and leaves its mean in each parameter's ``grad``."""
+        flat = np.concatenate([clipped[name].detach().cpu().numpy().ravel() for name in parameters])
+        self._add_noise(flat)
+        flat /= np.float32(self._sampler.expected)
+        start = 0
+        for parameter in parameters.values():
+            part = torch.from_numpy(flat[start : start + parameter.numel()]).view_as(parameter)
+            parameter.grad = part.to(parameter.device, copy=True)
+            start += parameter.numel()
