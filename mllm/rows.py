@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from umbel.errors import ModelError
@@ -21,11 +20,11 @@ _PER_IMAGE: Mapping[str, tuple[str, ...]] = {
     "umbel_vlm": ("vision_tower", "projector"),
 }
 """``pixel_values`` [images or tiles, 3, H, W]; every row gives the same number of image tokens."""
-_PADDED: Mapping[str, tuple[str, ...]] = {
-    family: ("vision_model", "connector") for family in ("smolvlm", "idefics3", "idefics2")
-}
+_PADDED: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("smolvlm", "idefics3", "idefics2"), ("vision_model", "connector")
+)
 """``pixel_values`` [n, images, 3, H, W]; images that are all zero are dropped inside the model."""
-_PACKED: Mapping[str, tuple[str, ...]] = {family: ("visual",) for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+_PACKED: Mapping[str, tuple[str, ...]] = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("visual",))
 """``pixel_values`` [patches, features] and ``image_grid_thw`` [images, 3]."""
 
 FAMILIES = frozenset({*_PER_IMAGE, *_PADDED, *_PACKED})
@@ -60,7 +59,7 @@ def row_map(model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: 
             take the place of placeholders in reading order, so the placeholders are the truth about ownership.
     """
     config = getattr(model, "config", None)
-    family = str(getattr(config, "model_type", type(model).__name__))
+    family = _family(model)
     if family not in FAMILIES:
         raise ModelError(
             f"Model family {family!r} has no row map, so its images cannot be matched to examples: set the privacy "
@@ -99,8 +98,7 @@ def one_example(
     if "pixel_values" not in inputs:
         return one
     pixels = inputs["pixel_values"]
-    family = str(getattr(model, "config", None) and model.config.model_type)
-    if family in _PADDED:
+    if _family(model) in _PADDED:
         if bool(_real_images(pixels)[index].any()):
             one.update({key: inputs[key][index : index + 1] for key in images})
         return one
@@ -111,6 +109,10 @@ def one_example(
             start = sum(images_per_example[:index])
             one["image_grid_thw"] = inputs["image_grid_thw"][start : start + images_per_example[index]]
     return one
+
+
+def _family(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
 def _real_images(pixels: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ def _padded_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
     if not bool(real.any()) and getattr(batch.config, "model_type", "") == "smolvlm":
         real[0, 0] = True  # the model keeps one empty image so that its tower always runs
     owned = real.sum(dim=1).tolist()
-    if batch.tokens is not None and sum(batch.tokens) and _by_tokens(batch.tokens, sum(owned)) != owned:
+    if batch.tokens is not None and any(batch.tokens) and _by_tokens(batch.tokens, sum(owned)) != owned:
         raise ModelError(
             f"Examples have {owned} images but placeholders {list(batch.tokens)}: prepare text and images together "
             "with the model's own processor."
@@ -188,14 +190,15 @@ def _packed_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
     pixels = batch.inputs.get("pixel_values")
     if grid is None or pixels is None:
         return _rules(parts, Rows.repeated([0] * batch.size))
-    patches = grid.prod(dim=1).tolist()
+    patches: list[int] = grid.prod(dim=1).tolist()
     if sum(batch.images) != len(patches) or sum(patches) != pixels.shape[0]:
         raise ModelError(
             f"image_grid_thw describes {len(patches)} images of {sum(patches)} patches, but the batch has "
             f"{sum(batch.images)} images of {pixels.shape[0]}: prepare them with the model's own processor."
         )
     merge = int(batch.config.vision_config.spatial_merge_size) ** 2
-    owned, start = [], 0
+    owned: list[int] = []
+    start = 0
     for count in batch.images:
         owned.append(sum(patches[start : start + count]))
         start += count

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from privacy.clipping.book import Book
 from privacy.clipping.claims import claim
-from privacy.clipping.engine import Forward, GradientEngine, Split, clip_factors, losses_of
+from privacy.clipping.engine import Forward, GradientEngine, Split, clip_factors, full_precision, losses_of
 from privacy.clipping.layers import booked_forward
 from umbel.errors import PrivacyError, UnclaimedParameter
 from umbel.rows import RowMap
@@ -38,15 +38,22 @@ class BookkeepingEngine(GradientEngine):
         with self._booked(books):
             losses = losses_of(forward, batch, size)
             if losses.requires_grad:
-                losses.sum().backward()  # type: ignore[no-untyped-call]
+                with full_precision():
+                    losses.sum().backward()  # type: ignore[no-untyped-call]
         self._check_unseen()
+        with full_precision():
+            norms = self._finish(books, size)
+        return norms, losses.detach().float()
+
+    def _finish(self, books: list[Book], size: int) -> Tensor:
+        """Adds the clipped sums of all layers; returns the norms, float64 [n]."""
         squares = [square for square in (book.squared_norms() for book in books) if square is not None]
         norms = torch.stack(squares).sum(dim=0).sqrt() if squares else torch.zeros(size, dtype=torch.float64)
         factors = clip_factors(norms, self.clipping_norm)
         for book in books:
             for name, value in book.clipped_sum(factors):
                 self._add(name, value)
-        return norms, losses.detach().float()
+        return norms
 
     @contextmanager
     def _booked(self, books: list[Book]) -> Iterator[None]:

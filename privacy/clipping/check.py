@@ -87,6 +87,6 @@ def require_agreement(
         ) from None
     if error > TOLERANCE:
         raise PrivacyError(
-            f"The {label} engine is off by {error:.1%} from the loop on this model, at most {TOLERANCE:.2%} is allowed: "
+            f"The {label} engine is off by {error:.1%} from the loop on this model, above {TOLERANCE:.2%}: "
             "use the book-keeping or loop engine."
         )

@@ -20,7 +20,8 @@ empty batch                        0; ``accumulate`` does not call ``forward``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +72,21 @@ def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
     wide = norms.double()
     factors = torch.where(wide > clipping_norm, clipping_norm / wide * _TOWARDS_ZERO, torch.ones_like(wide))
     return torch.where(torch.isfinite(wide), factors, torch.zeros_like(wide)).float()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 arithmetic inside the block: no autocast, no TF32.
+
+    Autocast would sum the clipped gradients in bfloat16, and TF32 keeps ten bits: both carry a clipped norm above C.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 class GradientEngine(ABC):

@@ -33,7 +33,7 @@ class BookedLinear(torch.autograd.Function):
         return linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         """Hands (x, g) to the book; the gradient of x is g W."""
         x, weight = ctx.saved_tensors
@@ -54,7 +54,7 @@ class BookedAffine(torch.autograd.Function):
         return y + bias if bias is not None else y.clone() if weight is None else y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         """Hands (z, g) to the book; the gradient of z is g * w."""
         z, weight = ctx.saved_tensors
@@ -71,18 +71,18 @@ def booked_forward(claim: Claim, record: Record) -> Callable[[Tensor], Tensor]:
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
 
     def of_linear(input: Tensor) -> Tensor:
-        y: Tensor = BookedLinear.apply(input, weight, bias, record)
+        y: Tensor = BookedLinear.apply(input, weight, bias, record)  # type: ignore[no-untyped-call]
         return y
 
     def of_layer_norm(input: Tensor) -> Tensor:
         assert isinstance(module, nn.LayerNorm)
         z = layer_norm(input, module.normalized_shape, None, None, module.eps)
-        y: Tensor = BookedAffine.apply(z, weight, bias, record)
+        y: Tensor = BookedAffine.apply(z, weight, bias, record)  # type: ignore[no-untyped-call]
         return y
 
     def of_rms_norm(x: Tensor) -> Tensor:
         z = rms_norm(x.float(), (x.shape[-1],), None, claim.eps).to(x.dtype)
-        y: Tensor = BookedAffine.apply(z, weight, None, record)
+        y: Tensor = BookedAffine.apply(z, weight, None, record)  # type: ignore[no-untyped-call]
         return y
 
     return {Kind.LINEAR: of_linear, Kind.LAYER_NORM: of_layer_norm, Kind.RMS_NORM: of_rms_norm}[claim.kind]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.clipping.claims import claim
-from privacy.clipping.engine import Forward, GradientEngine, Split, clip_factors, losses_of
+from privacy.clipping.engine import Forward, GradientEngine, Split, clip_factors, full_precision, losses_of
 from umbel.errors import PrivacyError
 from umbel.rows import RowMap
 
@@ -56,14 +56,19 @@ class LoopEngine(GradientEngine):
     def _one(self, forward: Forward, batch: Any) -> tuple[Tensor, Tensor]:
         self._clear()
         loss = losses_of(forward, batch, 1)
-        if loss.requires_grad:
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+        with full_precision():
+            if loss.requires_grad:
+                loss.sum().backward()  # type: ignore[no-untyped-call]
+            return self._clip(), loss.detach()[0].float()
+
+    def _clip(self) -> Tensor:
+        """Adds the clipped gradient that stands in ``grad``; returns its norm, float64."""
         grads = {name: p.grad.float() for name, p in self.trainable.items() if p.grad is not None}
         self._clear()
         parts = [torch.linalg.vector_norm(g).double() for g in grads.values()]
-        norm = torch.linalg.vector_norm(torch.stack(parts)) if parts else loss.new_zeros((), dtype=torch.float64)
+        norm = torch.linalg.vector_norm(torch.stack(parts)) if parts else torch.zeros((), dtype=torch.float64)
         factor = clip_factors(norm, self.clipping_norm)
         if float(factor) > 0:
             for name, g in grads.items():
                 self._add(name, g.mul_(factor))
-        return norm.detach(), loss.detach()[0].float()
+        return norm

@@ -69,4 +69,5 @@ def squared_norm(g: Tensor, x: Tensor) -> Tensor:
     if 4 * t * (out + width) < out * width:
         wide_g, wide_x = g.double(), x.double()
         return ((wide_g @ wide_g.t()) * (wide_x @ wide_x.t())).sum().clamp(min=0)
-    return torch.linalg.vector_norm(g.t() @ x).double().square()
+    square: Tensor = torch.linalg.vector_norm(g.t() @ x).double().square()
+    return square

@@ -1,0 +1,82 @@
+"""Book-keeping equals the loop, and no example moves the sum by more than C, over every family, part and layout."""
+
+import pytest
+import torch
+
+from mllm.testing_families import MAKERS
+from privacy.clipping import make_engine
+from privacy.clipping.check import relative_error
+from tests.privacy.clipping.cells import LAYOUTS, PARTS, cell
+
+torch.set_num_threads(1)
+
+
+def _difference(whole, rest):
+    return sum(float((whole[k].double() - rest[k].double()).square().sum()) for k in whole) ** 0.5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", MAKERS)
+def test_equals_the_loop_and_bounds_every_example(name, part, layout):
+    one = cell(name, part, layout)
+    assert len(one.trainable) >= 2
+    unclipped, _ = one.run(make_engine("loop", one.model, one.trainable, 1.0))
+    positive = unclipped.norms[unclipped.norms > 0]
+    norm = 0.5 * float(positive.min()) if len(positive) else 0.1  # everything is clipped: the strictest case
+    books, loop = (make_engine(kind, one.model, one.trainable, norm) for kind in ("bookkeeping", "loop"))
+    seen, total = one.run(books)
+    expected, oracle = one.run(loop)
+    torch.testing.assert_close(seen.norms, expected.norms, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(seen.losses, expected.losses, rtol=1e-4, atol=1e-6)
+    assert seen.clipped_fraction == expected.clipped_fraction
+    assert relative_error(total, oracle) <= 1e-5
+    if layout != "none" or part in ("language", "both"):
+        assert seen.clipped_fraction == pytest.approx(len(positive) / one.size)
+        assert len(positive) >= (1 if layout == "none" else 2)
+    elif part in ("vision", "projector"):
+        assert all(not value.any() for value in total.values())
+    # Remove one example, in a batch that keeps the padding of the whole.
+    for gone in range(one.size):
+        kept = [i for i in range(one.size) if i != gone]
+        rest = _without(one, gone)
+        engine = make_engine("bookkeeping", one.model, one.trainable, norm)
+        engine.accumulate(one.forward, rest, _rows(one, rest), len(kept))
+        assert _difference(total, engine.take()) <= norm * (1 + 1e-6)
+
+
+def _rows(one, batch):
+    from mllm.rows import row_map
+
+    return row_map(one.model, batch[0], batch[2])
+
+
+def _without(one, gone):
+    """The batch without one example: its images leave with it."""
+    inputs, labels, counts = one.batch
+    kept = [i for i in range(one.size) if i != gone]
+    parts = [one.split(one.batch, i) for i in kept]
+    joined = {key: value[kept] for key, value in inputs.items() if not key.startswith(("pixel_", "image_"))}
+    if "pixel_values" in inputs and inputs["pixel_values"].ndim == 5:
+        if any(counts[i] for i in kept):
+            joined["pixel_values"] = inputs["pixel_values"][kept]
+            if "pixel_attention_mask" in inputs:
+                joined["pixel_attention_mask"] = inputs["pixel_attention_mask"][kept]
+    else:
+        for key in ("pixel_values", "image_grid_thw"):
+            found = [part[0][key] for part in parts if key in part[0]]
+            if found:
+                joined[key] = torch.cat(found)
+    return joined, labels[kept], [counts[i] for i in kept]
+
+
+def test_a_wrong_owner_is_seen():
+    """The comparison above can fail: shifting the images by one example is not within 1e-2."""
+    from umbel.rows import RowMap, RowRule, Rows, batch_rule
+
+    one = cell("llava", "vision", "ragged")
+    wrong = RowMap(3, (RowRule("vision_tower", (Rows.repeated([1, 1, 1]),)), batch_rule(3)))
+    books = make_engine("bookkeeping", one.model, one.trainable, 0.1)
+    books.accumulate(one.forward, one.batch, wrong, 3)
+    _, oracle = one.run(make_engine("loop", one.model, one.trainable, 0.1))
+    assert relative_error(books.take(), oracle) > 1e-2
