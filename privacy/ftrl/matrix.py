@@ -94,7 +94,7 @@ class BandedMatrix:
 def optimised(steps: int, separation: int, bands: int) -> BandedMatrix:
     """The banded Toeplitz matrix with the least mean squared error over all prefix sums.
 
-    Minimises log(sum c^2) + log ||A C^-1||_F^2 over c_1..c_(b-1) by L-BFGS, from the first coefficients of the
+    Minimises log(sensitivity^2) + log ||A C^-1||_F^2 over c_1..c_(b-1) by L-BFGS, from the first coefficients of the
     matrix square root of A, binom(2j, j) / 4^j (Fichtenberger et al. 2022). One band gives independent noise.
 
     Args:
@@ -116,19 +116,22 @@ def optimised(steps: int, separation: int, bands: int) -> BandedMatrix:
     if bands == 1:
         return BandedMatrix((1.0,), steps, separation)
     weight = np.arange(steps, 0, -1, dtype=np.float64)
+    # Squared sensitivity is sum_j meets_j c_j^2: columns that start too late are cut off.
+    starts = np.arange(0, steps, separation)
+    meets = np.array([(starts + j < steps).sum() for j in range(bands)], dtype=np.float64)
 
     def loss(tail: Vector64) -> tuple[float, Vector64]:
         c = np.concatenate([[1.0], tail])
         with np.errstate(over="ignore", invalid="ignore"):
             workload = lfilter([1.0], c, np.ones(steps))  # coefficients of A C^-1
-            error, norm = float(weight @ (workload * workload)), float(c @ c)
+            error, norm = float(weight @ (workload * workload)), float(meets @ (c * c))
             if not math.isfinite(error):
                 return 1e30, np.zeros_like(tail)
             # d(1/c)/dc_j = -x^j / c^2 as power series in x.
             inner = lfilter([1.0], c, workload)
             pull = weight * workload
             slope = np.array([-2.0 * float(pull[j:] @ inner[: steps - j]) for j in range(1, bands)])
-        return math.log(norm) + math.log(error), 2 * tail / norm + slope / error
+        return math.log(norm) + math.log(error), 2 * meets[1:] * tail / norm + slope / error
 
     found = minimize(loss, square_root[1:], jac=True, method="L-BFGS-B", options={"maxiter": 500})
     best = found.x if found.fun <= loss(square_root[1:])[0] else square_root[1:]
