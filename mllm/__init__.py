@@ -3,6 +3,9 @@
 Importing this package registers the composed model with transformers' Auto classes.
 """
 
-from mllm.register import register
+from mllm.quiet import quiet
 
-register()
+with quiet():
+    from mllm.register import register
+
+    register()

@@ -14,6 +14,7 @@ from mllm.checkpoint import checkpoint_hash, resolve
 from mllm.hardware import native_bfloat16, pick_device, total_memory
 from mllm.hub_processor import load_processor
 from mllm.quantize import check_backend, quantize
+from mllm.quiet import no_progress_bars, quiet
 from mllm.report import QuantizationReport
 from umbel.config.model import Quantization
 from umbel.errors import ModelError, QuantizationError
@@ -75,10 +76,12 @@ def load_base(
     place = pick_device(device)
     dtype = _compute_dtype(compute, place)
     path = resolve(name)
-    model = _load_model(name, path)
-    backend = _auto(model, place) if quantization == "auto" else quantization
-    report = quantize(model, backend, place, dtype, asked=quantization, keep=keep)
-    return Base(name, path, checkpoint_hash(path), model, load_processor(path), report)
+    with quiet(), no_progress_bars():
+        model = _load_model(name, path)
+        backend = _auto(model, place) if quantization == "auto" else quantization
+        report = quantize(model, backend, place, dtype, asked=quantization, keep=keep)
+        processor = load_processor(path)
+    return Base(name, path, checkpoint_hash(path), model, processor, report)
 
 
 def _compute_dtype(compute: str, device: torch.device) -> torch.dtype:
