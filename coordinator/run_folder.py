@@ -146,7 +146,7 @@ class RunFolder:
                 f"Run {path.name!r} cannot be locked ({error.strerror}): choose another run.directory."
             ) from None
         try:
-            resumed = (path / CONFIG).is_file() and (_has_files(path / "checkpoint") or _has_ended(path / METRICS))
+            resumed = resumable(path)
             if resumed:
                 _refuse_difference(path, config)
             else:
@@ -211,6 +211,15 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def resumable(folder: Path) -> bool:
+    """Whether a run in ``folder`` has finished a round, or has ended: its options are then settled.
+
+    Raises:
+        RunError: its metrics are damaged.
+    """
+    return (folder / CONFIG).is_file() and (_has_files(folder / "checkpoint") or _has_ended(folder / METRICS))
 
 
 def read_error(folder: Path) -> tuple[str, int] | None:
@@ -296,5 +305,6 @@ __all__ = [
     "list_runs",
     "read_config",
     "read_error",
+    "resumable",
     "runs_root",
 ]

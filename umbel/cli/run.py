@@ -7,7 +7,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +54,7 @@ def run(
 ) -> None:
     """Run federated fine-tuning under Flower's simulation; with run.id of an unfinished run, resume it.
 
-    All options: umbel config. Results: runs/<id>/.
+    A resumed run takes the options that it was started with. All options: umbel config. Results: runs/<id>/.
     """
     execute(plan(options or [], federation_size, app_folder), gpus)
 
@@ -77,13 +77,30 @@ def plan(options: Sequence[str], federation_size: int | None, app_folder: Path |
                 f"--federation-size {federation_size} contradicts federation.clients={said}: give only one of them."
             )
     app_path = find_app((app_folder or Path.cwd()).expanduser().absolute())
-    flat = {**app_options(app_path), **overrides}
+    given = app_options(app_path)
+    root = Path(os.environ.get("UMBEL_ROOT") or Path.cwd()).absolute()
+    flat = {**given, **_settled(root, {**given, **overrides}), **overrides}
     if flat.get("run.id", "auto") == "auto":
         flat["run.id"] = overrides["run.id"] = f"{prefix}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     config = RunConfig.from_flat(flat)
     make_strategy(config.strategy.name)
-    root = Path(os.environ.get("UMBEL_ROOT") or Path.cwd()).absolute()
-    return Plan(app_path, root, config, overrides)
+    changed = {key: value for key, value in flat.items() if key in overrides or given.get(key, value) != value}
+    return Plan(app_path, root, config, changed)
+
+
+def _settled(root: Path, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the run that ``run.id`` names, where it can be resumed: nobody needs to repeat them."""
+    from coordinator.run_folder import read_config, resumable
+
+    name, directory = flat.get("run.id", "auto"), flat.get("run.directory", "runs")
+    if name == "auto" or not isinstance(name, str) or not isinstance(directory, str):
+        return {}
+    folder = root / Path(directory).expanduser() / name
+    if not resumable(folder):
+        return {}
+    saved = read_config(folder).to_flat()
+    # The folder may have been moved since.
+    return {key: value for key, value in saved.items() if key not in ("run.id", "run.directory")}
 
 
 def execute(settled: Plan, gpus: float = 0.0) -> None:
@@ -109,7 +126,7 @@ def execute(settled: Plan, gpus: float = 0.0) -> None:
         _watch(settled, folder.path, gpus)
     except KeyboardInterrupt:
         if not discard_unused(folder.path):
-            say(f"Stopped: resume it with 'umbel run -c run.id={folder.id}' and the same options.")
+            say(f"Stopped: resume it with 'umbel run -c run.id={folder.id}'.")
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -33,7 +33,7 @@ clients = 2
 rounds = 2
 """
 
-_SERVER = '''
+_SERVER = """
 import json, os, pathlib, time
 from flwr.app import Message, RecordDict
 from flwr.serverapp import ServerApp
@@ -69,9 +69,9 @@ def main(grid, context):
         if config["run.seed"] == 3:
             time.sleep(600)
     write({"kind": "end", "rounds": number, "seconds": 1.0, "evaluation": figures})
-'''
+"""
 
-_CLIENT = '''
+_CLIENT = """
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -81,7 +81,7 @@ app = ClientApp()
 @app.train()
 def train(message, context):
     return Message(content=RecordDict(), reply_to=message)
-'''
+"""
 
 
 def write_app(folder: Path) -> Path:
