@@ -33,9 +33,10 @@ def fraction_bits(bound: float) -> int:
 def l2_norm(values: npt.NDArray[np.float32]) -> float:
     """The Euclidean norm, accumulated in float64 over blocks; inf or NaN if a value is."""
     total, block = 0.0, 1 << 15
-    for start in range(0, len(values), block):
-        part = values[start : start + block]
-        total += float(np.dot(part, part))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(values), block):
+            part = values[start : start + block]
+            total += float(np.dot(part, part))
     if math.isinf(total) and bool(np.isfinite(values).all()):  # squares overflowed float32
         return float(np.linalg.norm(values.astype(np.float64)))
     return math.sqrt(total)
