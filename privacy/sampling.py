@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy.noise.source import SYSTEM, NoiseSource, key_stream
+from privacy.plan import PrivacyPlan, Sampler
 from umbel.errors import PlanError
 
 Indices = npt.NDArray[np.int64]
@@ -141,6 +142,35 @@ class FullSampler(IndexSampler):
     def draw(self) -> Indices:
         """See :meth:`IndexSampler.draw`."""
         return np.arange(self.n, dtype=np.int64)
+
+
+def sampler_for(plan: PrivacyPlan, *, key: bytes = b"", start: int = 0, source: NoiseSource = SYSTEM) -> IndexSampler:
+    """The sampler that the plan names, over the plan's population. Divide sums by its ``expected``.
+
+    Args:
+        plan: what is promised; its population must be known.
+        key: fixes the cyclic order, the same in every round of a run (for example the run's id and the data set's).
+        start: steps made in earlier rounds; only the cyclic order needs it.
+        source: where randomness comes from: the sample must be secret for amplification to hold.
+
+    Raises:
+        PlanError: the plan does not know its population.
+    """
+    if plan.population is None:
+        raise PlanError("A sampler needs the number of units, but the plan has no population: build it with one.")
+    n, q = plan.population, plan.sampling_rate
+    match plan.sampler:
+        case Sampler.POISSON:
+            return PoissonSampler(n, q, source)
+        case Sampler.FIXED_SIZE:
+            # Accounted at rate q, so the size is rounded down (up to the rounding of q itself).
+            return FixedSizeSampler(n, math.floor(q * n + 1e-9), source)
+        case Sampler.SHUFFLED:
+            return ShuffledSampler(n, plan.period, source)
+        case Sampler.CYCLIC:
+            return CyclicSampler(n, plan.period, key, start)
+        case Sampler.FULL:
+            return FullSampler(n)
 
 
 def _count(n: int) -> int:

@@ -108,7 +108,13 @@ class Ledger:
             BudgetExceeded: epsilon would exceed a budget; nothing was booked, so release nothing.
             LedgerError: the ledger cannot be trusted or written, or ``once`` came with a different event.
         """
-        (booked,) = (event,) if isinstance(event, Event) else tuple(event)
+        events = (event,) if isinstance(event, Event) else tuple(event)
+        if len(events) != 1:
+            raise LedgerError(
+                f"{len(events)} events were to be booked in one line, expected exactly 1: "
+                "book each on its own, and book nothing for 0 steps."
+            )
+        booked = events[0]
         with self._store.writing():
             if once:
                 for entry in self._reserved(dataset, unit):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.noise import FixedNoise
-from privacy.sampling import CyclicSampler, FixedSizeSampler, FullSampler, PoissonSampler, ShuffledSampler
+from privacy.plan import Mechanism, Place, PrivacyPlan, Relation, Sampler, Unit
+from privacy.sampling import (
+    CyclicSampler,
+    FixedSizeSampler,
+    FullSampler,
+    PoissonSampler,
+    ShuffledSampler,
+    sampler_for,
+)
 from umbel.errors import PlanError
 
 
@@ -84,6 +94,30 @@ def test_shuffled_epochs_differ() -> None:
     sampler = ShuffledSampler(50, 5, source())
     first, second = list(sampler.batches(5)), list(sampler.batches(5))
     assert not all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        (Sampler.POISSON, PoissonSampler),
+        (Sampler.FIXED_SIZE, FixedSizeSampler),
+        (Sampler.SHUFFLED, ShuffledSampler),
+        (Sampler.CYCLIC, CyclicSampler),
+    ],
+)
+def test_the_plan_names_the_sampler(sampler: Sampler, kind: type) -> None:
+    plan = PrivacyPlan(
+        Unit.EXAMPLE, Relation.REPLACE_ONE, sampler, 64 / 650, 100, 1.0, 1.0, Place.STEP, 1e-5, 8.0,
+        mechanism=Mechanism.BANDED if sampler is Sampler.CYCLIC else Mechanism.GAUSSIAN, population=650,
+    )  # fmt: skip
+    drawn = sampler_for(plan, key=b"run", start=3, source=source())
+    assert type(drawn) is kind
+    assert drawn.n == 650
+    sizes = [len(batch) for batch in drawn.batches(110)]
+    assert np.mean(sizes) == pytest.approx(drawn.expected, rel=0.05)
+    assert drawn.expected <= 64 + 1e-9, "never more often than was accounted"
+    with pytest.raises(PlanError, match="population"):
+        sampler_for(dataclasses.replace(plan, population=None))
 
 
 @pytest.mark.parametrize("q", [-0.1, 1.01, float("nan")])

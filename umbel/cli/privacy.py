@@ -143,8 +143,11 @@ def _is_ledger(path: Path) -> bool:
     """Whether the file says of itself that it is a ledger: SQLite's application id at byte 68."""
     from privacy.ledger.store import APPLICATION
 
-    with path.open("rb") as stream:
-        header = stream.read(72)
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(72)
+    except OSError:
+        return False
     return header[68:72] == APPLICATION.to_bytes(4, "big")
 
 
