@@ -22,6 +22,7 @@ class LazyCommand(click.Command):
     def load(self) -> click.Command:
         """The real command, a group when the module's app has several commands."""
         app: typer.Typer = importlib.import_module(self.module).app
+        app._add_completion = False  # shell completion belongs to the whole command, not to each part
         command = typer.main.get_command(app)
         command.name = self.name
         return command

@@ -203,7 +203,7 @@ def test_a_defect_of_the_server_app_is_one_sentence_with_its_log(app, capsys, no
 
 @pytest.mark.slow
 @pytest.mark.flower
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_ctrl_c_in_a_round_ends_everything_and_keeps_the_run(app, no_leftovers, number):
     code = "from umbel.cli.main import run; run()"
     command = [sys.executable, "-c", code, "run", "-c", "run.id=one run.seed=3"]
