@@ -171,8 +171,8 @@ def colour_of(source: ImageSource) -> str:
     if not len(shape):
         raise DataError(f"{source.origin} shows no shape: reinstall the package easy-vqa==1.0.")
     # The most frequent one, not a mean or median: of the smallest shapes half the pixels are blurred edge.
-    colours, counts = np.unique(shape, axis=0, return_counts=True)
-    flat = colours[counts.argmax()]
+    packed, counts = np.unique(shape @ np.array([65536, 256, 1]), return_counts=True)
+    flat = np.array([int(packed[counts.argmax()]) >> shift & 255 for shift in (16, 8, 0)])
     return min(PALETTE, key=lambda name: float(np.square(flat - np.array(PALETTE[name])).sum()))
 
 
