@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from mllm.checkpoint import checkpoint_hash, resolve
 from mllm.hardware import native_bfloat16, pick_device, total_memory
 from mllm.hub_processor import load_processor
+from mllm.parts import find_parts, off_the_way
 from mllm.quantize import check_backend, quantize
 from mllm.quiet import no_progress_bars, quiet
 from mllm.report import QuantizationReport
@@ -130,8 +131,11 @@ def _load_model(name: str, path: Path) -> Any:
             f"{name} cannot be loaded as a vision-language model ({first}): expected a checkpoint that "
             "AutoModelForImageTextToText loads without code of its own."
         ) from None
-    # Weights that are missing or misshapen would silently be random.
-    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    # Weights that are missing or misshapen would silently be random. Published towers often come without the
+    # pooling head that their class has and nobody uses.
+    parts = find_parts(model)
+    lost = sorted(key for key in info["missing_keys"] if not off_the_way(key, parts))
+    lost += sorted(str(key) for key in info["mismatched_keys"])
     if lost:
         raise ModelError(
             f"{name} lacks {len(lost)} of the model's weights (first {lost[0]}): its files are incomplete or belong to "

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import safetensors.numpy
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from mllm.load import Base
 from mllm.parts import PARTS, LinearSite, linear_sites, suffixes
+from mllm.quiet import quiet
 from umbel.adapter import AdapterSpec, LoraShape, Vector
 from umbel.config.model import LoraConfig
 from umbel.errors import ModelError
 from umbel.files import write_atomic
+
+with quiet():
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 _ADAPTER = "default"
 WEIGHTS_FILE = "adapter_model.safetensors"

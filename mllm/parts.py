@@ -103,12 +103,17 @@ def linear_sites(model: Any) -> list[LinearSite]:
             exempt = "output head"
         elif multihead and path.startswith(multihead):
             exempt = "inside torch.nn.MultiheadAttention"
-        elif part == "vision" and _UNUSED.search(path):
+        elif off_the_way(path, parts):
             exempt = "not on the way of image tokens"
         elif part == "vision" and last is not None and _layer_index(path) >= last:
             exempt = "above vision_feature_layer"
         sites.append(LinearSite(path, part, module, exempt))
     return sites
+
+
+def off_the_way(path: str, parts: dict[Part, tuple[str, ...]]) -> bool:
+    """Whether ``path`` lies in a pooling or classification head of the vision tower, which no image token passes."""
+    return part_of(path, parts) == "vision" and _UNUSED.search(path) is not None
 
 
 def suffixes(sites: Iterable[LinearSite]) -> list[str]:

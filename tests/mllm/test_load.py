@@ -260,6 +260,18 @@ class TestRefusals:
         with pytest.raises(ModelError, match=r"lacks 1 of the model's weights \(first projector.0.weight\)"):
             load_base(str(target))
 
+    def test_a_head_that_nobody_uses_may_be_missing(self, saved, tmp_path):
+        tiny, directory = saved("llava")
+        target = tmp_path / "base"
+        shutil.copytree(directory, target)
+        weights = safetensors.torch.load_file(target / "model.safetensors")
+        kept = {key: value for key, value in weights.items() if ".head." not in key}
+        assert len(kept) < len(weights)
+        safetensors.torch.save_file(kept, target / "model.safetensors", {"format": "pt"})
+        base, inputs = load_base(str(target), "none"), tiny.batch([1]).inputs
+        with torch.no_grad():
+            assert torch.equal(base.model(**inputs).logits, tiny.model(**inputs).logits)
+
     def test_a_model_without_vision(self, saved, tmp_path):
         saved("composed")[0].model.language_model.save_pretrained(tmp_path)
         with pytest.raises(ModelError, match="cannot be loaded as a vision-language model"):

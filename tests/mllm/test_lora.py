@@ -174,6 +174,7 @@ def test_vector_and_load_are_inverse(saved):
     assert tuned.spec.lora.scaling == pytest.approx(16 / np.sqrt(3))
 
 
+@pytest.mark.filterwarnings("ignore:.*get_apply_tensor_subclass")
 @pytest.mark.parametrize("name", ["composed", "llava", "qwen25vl"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "int8-weight-only"])
 def test_plain_peft_loads_what_was_saved(name, quantization, saved, tmp_path):
