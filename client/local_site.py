@@ -12,16 +12,21 @@ from client.batches import derive_seed
 from client.budget import SiteBudget, example_plan, private_steps
 from client.outcome import RoundOutcome, keep_outcome, order_key, recall_outcome
 from client.private import PrivateSteps
+from client.sealed import SealedStore
+from client.secure import SecureRound
 from client.site import LedgerSummary, Site
 from client.store import FileStore, NodeStore
 from client.trainer import Trainer
 from mllm.tasks.base import ExampleSet
 from mllm.warm import WarmModel, warm_model, warm_task
+from privacy.secagg import FileGuard
+from privacy.secagg.simulated import simulated_identity, simulated_name, simulated_roster
 from strategies.base import AdapterStrategy
 from strategies.registry import make_strategy
 from umbel import __version__
 from umbel.config import RunConfig
 from umbel.errors import SiteError
+from umbel.machine import derived
 from umbel.paths import runs_root
 from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply
 
@@ -50,13 +55,14 @@ class LocalSite(Site):
         self._run = run if config.run.id == "auto" else config.run.id
         self._folder = runs_root(config.run.directory) / self._run / "sites" / self.name
         # What budget was paid for must survive a restart; everything else may live with the run's messages.
-        self._store: NodeStore = store if config.privacy.unit == "none" else FileStore(self._folder)
+        kept: NodeStore = store if config.privacy.unit == "none" else FileStore(self._folder)
+        self._store = SealedStore(kept, derived("site store"), f"{self._run}/{self.name}")
         self._strategy: AdapterStrategy = make_strategy(config.strategy.name)
 
     @property
     def name(self) -> str:
         """The device's name: its partition."""
-        return f"{self._index:06d}"
+        return simulated_name(self._index)
 
     @property
     def _budget(self) -> SiteBudget:
@@ -95,7 +101,21 @@ class LocalSite(Site):
         else:
             key = order_key(order, self._config)
             outcome = recall_outcome(self._store, key) or self._fit(warm, order, key)
+        if order.secagg is not None and not order.pooled:
+            return self._secure().begin(order.secagg, order.round, order.adapter, outcome.update.size)
+        if self._config.secagg.enabled and not order.pooled:
+            raise SiteError("A plain update was asked for, but this run aggregates securely: nothing was sent.")
         return TrainReply(outcome.spec_hash, outcome.update, outcome.metrics)
+
+    def _secure(self) -> SecureRound:
+        return SecureRound(
+            self._config,
+            simulated_identity(self.name),
+            simulated_roster(self._config.federation.clients),
+            self._store,
+            derived("secure round"),
+            FileGuard(self._folder / "once"),
+        )
 
     def _fit(self, warm: WarmModel, order: TrainOrder, key: str) -> RoundOutcome:
         """Trains on this site's own examples, paying first, and keeps what came out."""
@@ -151,7 +171,7 @@ class LocalSite(Site):
 
     def secagg(self, stage: MessageType, step: SecAggStep) -> SecAggStep:
         """See Site."""
-        raise SiteError("This run does not use secure aggregation: set secagg.enabled=true.")
+        return self._secure().answer(stage, step, recall_outcome(self._store))
 
     def evaluate(self, order: EvaluateOrder) -> dict[str, float]:
         """See Site: on this partition's training examples, the only data that a simulated device holds."""

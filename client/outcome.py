@@ -57,17 +57,17 @@ def keep_outcome(store: NodeStore, outcome: RoundOutcome) -> None:
     store.put(_NAME, save({"update": np.ascontiguousarray(outcome.update)}, metadata={"umbel": json.dumps(head)}))
 
 
-def recall_outcome(store: NodeStore, key: str) -> RoundOutcome | None:
-    """The kept outcome if it answers this very order; None otherwise, also when it cannot be read."""
+def recall_outcome(store: NodeStore, key: str | None = None) -> RoundOutcome | None:
+    """The kept outcome, with ``key`` only if it answers that very order; None otherwise, or when it is unreadable."""
     blob = store.get(_NAME)
     if blob is None:
         return None
     try:
         size = int.from_bytes(blob[:8], "little")
         head = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["umbel"])
-        if head["key"] != key:
+        if key is not None and head["key"] != key:
             return None
-        return RoundOutcome(key, load(blob)["update"], head["spec_hash"], head["metrics"])
+        return RoundOutcome(head["key"], load(blob)["update"], head["spec_hash"], head["metrics"])
     except (SafetensorError, ValueError, KeyError, TypeError):
         return None
 

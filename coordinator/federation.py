@@ -114,7 +114,8 @@ class Federation:
                 cached[rank] = (own, strategy.download(state, own, number))
             return cached[rank]
 
-        return Broadcast(number, spec, adapter, strategy.upload_spec(spec, number))
+        extras = strategy.extras(state, spec, number)
+        return Broadcast(number, spec, adapter, strategy.upload_spec(spec, number), extras=extras)
 
     def _step(
         self, number: int, cohort: Sequence[Participant], collected: Collected, state: StrategyState

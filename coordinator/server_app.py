@@ -9,16 +9,18 @@ from importlib import metadata
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.collect import PlainCollector
+from coordinator.collect import Collector, PlainCollector, SecureCollector
 from coordinator.courier import Courier
 from coordinator.evaluation import Evaluator
 from coordinator.federation import Federation
-from coordinator.population import discover
+from coordinator.population import Participant, discover
 from coordinator.results import leave_results
 from coordinator.run_folder import RunFolder
 from coordinator.tracking import Tracker
 from mllm.tasks.base import Task
 from mllm.warm import WarmModel, warm_model, warm_task
+from privacy.secagg.simulated import roster_of
+from strategies.base import AdapterStrategy
 from strategies.registry import make_strategy
 from umbel import __version__
 from umbel.config import RunConfig
@@ -65,14 +67,9 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     warm = warm_model(config)
     courier = Courier(grid)
     evaluator = Evaluator(warm, task, config.evaluate)
-    collector = PlainCollector(
-        courier,
-        timeout=config.federation.timeout,
-        by_examples=config.federation.weights == "examples",
-        keep_uploads=not strategy.facts.linear,
-    )
     spec, initial = warm.tuned.spec, warm.initial
     population = discover(courier, spec, config.federation)
+    collector = _collector(config, courier, strategy, population, folder)
     federation = Federation(config, strategy, spec, population, collector, evaluator, folder)
     checkpoint = federation.begin(initial)
     tracker = Tracker(folder.metrics)
@@ -89,6 +86,19 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     )
     leave_results(folder, warm, state.adapter)
     logger.info("Run %s has ended; its results lie in %s", folder.id, folder.path)
+
+
+def _collector(
+    config: RunConfig, courier: Courier, strategy: AdapterStrategy, population: list[Participant], folder: RunFolder
+) -> Collector:
+    if config.secagg.enabled:
+        return SecureCollector(courier, config, roster_of(p.site for p in population), run=folder.id)
+    return PlainCollector(
+        courier,
+        timeout=config.federation.timeout,
+        by_examples=config.federation.weights == "examples",
+        keep_uploads=not strategy.facts.linear,
+    )
 
 
 def _facts(config: RunConfig, warm: WarmModel, task: Task, clients: int) -> dict[str, object]:

@@ -6,6 +6,7 @@ type. Vectors travel as one float32 (or, masked, uint8) array, so nothing is eve
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -263,3 +264,28 @@ def unpack_refusal(records: RecordDict) -> Refusal | None:
     if head is None or type(code) is not int:
         return None
     return Refusal(code, str(head.get("message", "")))
+
+
+def secure_order(run: str, cohort: int, attempt: int) -> bytes:
+    """What a coordinator says about one attempt at secure aggregation, for ``TrainOrder.secagg``.
+
+    Everything else about the round a site derives by itself.
+
+    Args:
+        run: id of the run.
+        cohort: clients invited.
+        attempt: grows with every attempt at any round.
+    """
+    return json.dumps({"run": run, "cohort": cohort, "attempt": attempt}).encode()
+
+
+def read_secure_order(data: bytes) -> tuple[str, int, int]:
+    """Run, cohort and attempt of :func:`secure_order`. Raises WireError."""
+    try:
+        body = json.loads(data)
+        run, cohort, attempt = body["run"], body["cohort"], body["attempt"]
+    except (ValueError, KeyError, TypeError):
+        run = cohort = attempt = None
+    if type(run) is not str or type(cohort) is not int or type(attempt) is not int:
+        raise WireError("A secure-aggregation order cannot be read: both ends must run the same umbel.")
+    return run, cohort, attempt

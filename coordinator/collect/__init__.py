@@ -2,5 +2,6 @@
 
 from coordinator.collect.base import Broadcast, Collected, Collector
 from coordinator.collect.plain import PlainCollector
+from coordinator.collect.secure import SecureCollector
 
-__all__ = ["Broadcast", "Collected", "Collector", "PlainCollector"]
+__all__ = ["Broadcast", "Collected", "Collector", "PlainCollector", "SecureCollector"]

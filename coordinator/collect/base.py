@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from coordinator.population import Participant
 from strategies.base import Upload
 from umbel.adapter import AdapterSpec, Vector
@@ -23,6 +26,7 @@ class Broadcast:
         upload_spec: layout of the uploads.
         pooled: ask for training on pooled data (the central comparison, simulation only).
         amount: overrides train.amount when positive.
+        extras: what the strategy sends beside the adapter.
     """
 
     round: int
@@ -31,6 +35,7 @@ class Broadcast:
     upload_spec: AdapterSpec
     pooled: bool = False
     amount: int = 0
+    extras: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass

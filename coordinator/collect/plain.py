@@ -105,7 +105,14 @@ def _orders(
         if rank not in made:
             spec, vector = broadcast.adapter(rank)
             made[rank] = wire.pack_train_order(
-                TrainOrder(broadcast.round, spec.hash, vector, pooled=broadcast.pooled, amount=broadcast.amount)
+                TrainOrder(
+                    broadcast.round,
+                    spec.hash,
+                    vector,
+                    pooled=broadcast.pooled,
+                    amount=broadcast.amount,
+                    extras=broadcast.extras,
+                )
             )
         collected.bytes_down += broadcast.adapter(rank)[1].nbytes
         return made[rank]

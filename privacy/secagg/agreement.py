@@ -91,9 +91,7 @@ def client_plan(config: RunConfig, cohort: int, length: int) -> PrivacyPlan | No
     if encoding.noise is None:
         return None
     factor = 2.0 if config.privacy.relation == "replace-one" else 1.0
-    fixed = config.privacy.model_copy(
-        update={"noise": "fixed", "noise_multiplier": encoding.noise.multiplier / factor}
-    )
+    fixed = config.privacy.model_copy(update={"noise": "fixed", "noise_multiplier": encoding.noise.multiplier / factor})
     return PrivacyPlan.from_config(
         config.model_copy(update={"privacy": fixed}),
         encoding=encoding.noise.lattice(encoding.model_width, encoding.scale),
@@ -103,7 +101,7 @@ def client_plan(config: RunConfig, cohort: int, length: int) -> PrivacyPlan | No
 def _with_noise(config: RunConfig, cohort: int, length: int) -> SecAggParameters:
     if config.privacy.place != "secagg":
         raise SecAggError(
-            f"privacy.place={config.privacy.place} with secure aggregation would noise a sum that nobody trusted reads: "
+            f"privacy.place={config.privacy.place} with secure aggregation noises a sum that nobody trusted reads: "
             "set privacy.place=secagg, or privacy.unit=example."
         )
     return _noised(config, cohort, length, noise_multiplier(config, cohort, length))

@@ -1,0 +1,136 @@
+"""SecureRound: the site's side of secure aggregation, from the first message of a round to the last.
+
+The state between two messages is sealed in the site's store, because under Flower each message may reach
+another process; it is erased with the last message, or when a new attempt begins.
+"""
+
+from __future__ import annotations
+
+import json
+
+from client.outcome import RoundOutcome
+from client.store import NodeStore
+from privacy.secagg import Identity, OnceGuard, Roster, RoundContext, SecAggClient
+from privacy.secagg.agreement import agree, round_context
+from umbel.adapter import Vector
+from umbel.config import RunConfig
+from umbel.errors import ProtocolViolation, SecAggError, SiteError
+from umbel.wire import MessageType, SecAggStep, read_secure_order
+
+_STATE = "secagg"
+_ORDER = "secagg-order"
+
+
+class SecureRound:
+    """One site in one secure round.
+
+    Args:
+        config: the site's own view of the run.
+        identity: of this site.
+        roster: the identities that this site trusts.
+        store: sealed, of this site.
+        seal_key: 32 bytes of this machine.
+        once: remembers across processes what was sent.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        identity: Identity,
+        roster: Roster,
+        store: NodeStore,
+        seal_key: bytes,
+        once: OnceGuard,
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._roster = roster
+        self._store = store
+        self._seal_key = seal_key
+        self._once = once
+
+    def begin(self, order: bytes, round_number: int, adapter: Vector, length: int) -> SecAggStep:
+        """M0. Erases what is left of an earlier attempt.
+
+        Args:
+            order: what the coordinator says of the attempt (:func:`umbel.wire.secure_order`).
+            round_number: 1-based.
+            adapter: what this site was sent.
+            length: values of its upload.
+
+        Raises:
+            SecAggError: the cohort is too small, or secure aggregation is off at this site.
+        """
+        if not self._config.secagg.enabled:
+            raise SiteError("This site's run does not use secure aggregation: set secagg.enabled=true at both ends.")
+        run, cohort, attempt = read_secure_order(order)
+        parameters = agree(self._config, cohort, length)
+        context = round_context(self._config, run, round_number, attempt, adapter)
+        client = SecAggClient(self._identity, self._roster, parameters, context, self._once)
+        payload = client.advertise()
+        body = {
+            "run": run,
+            "cohort": cohort,
+            "attempt": attempt,
+            "round": round_number,
+            "length": length,
+            "broadcast": context.broadcast.hex(),
+        }
+        self._store.put(_ORDER, json.dumps(body).encode())
+        self._store.put(_STATE, client.export(self._seal_key))
+        return SecAggStep(round_number, payload)
+
+    def answer(self, stage: MessageType, step: SecAggStep, outcome: RoundOutcome | None) -> SecAggStep:
+        """M1 to M4. A refused message changes nothing.
+
+        Args:
+            stage: which message.
+            step: the coordinator's.
+            outcome: the update to mask; needed for M2.
+
+        Raises:
+            ProtocolViolation: the message breaks the protocol, or there is no round to answer in.
+        """
+        client = self._restore(step.round)
+        if stage is MessageType.SECAGG_SHARE:
+            payload = client.share(step.payload)
+        elif stage is MessageType.SECAGG_MASK:
+            payload = self._mask(client, step.payload, outcome)
+        elif stage is MessageType.SECAGG_CONFIRM:
+            payload = client.confirm(step.payload)
+        elif stage is MessageType.SECAGG_UNMASK:
+            payload = client.unmask(step.payload)
+            self._store.delete(_STATE)
+            self._store.delete(_ORDER)
+            return SecAggStep(step.round, payload)
+        else:
+            raise ProtocolViolation(
+                f"{stage.value} is no stage of secure aggregation: both ends must run the same umbel."
+            )
+        self._store.put(_STATE, client.export(self._seal_key))
+        return SecAggStep(step.round, payload)
+
+    def _mask(self, client: SecAggClient, ciphertexts: bytes, outcome: RoundOutcome | None) -> bytes:
+        if outcome is None:
+            raise SecAggError("This site holds no update for the round: the coordinator must ask it to train first.")
+        known = outcome.metrics
+        seen = known.get("seen", 0.0)
+        values = {"examples": known.get("examples", 0.0), "seen": seen, "loss": known.get("loss", 0.0) * seen}
+        wanted = {item.name for item in client.parameters.encoding.coordinates}
+        return client.mask(
+            ciphertexts,
+            outcome.update,
+            {name: value for name, value in values.items() if name in wanted},
+            weight=known.get("examples", 0.0),
+        )
+
+    def _restore(self, round_number: int) -> SecAggClient:
+        head, blob = self._store.get(_ORDER), self._store.get(_STATE)
+        if head is None or blob is None:
+            raise ProtocolViolation("This site is in no secure round: the coordinator must begin with a train order.")
+        body = json.loads(head)
+        if body["round"] != round_number:
+            raise ProtocolViolation(f"This site is in round {body['round']}, not {round_number}: a message is stale.")
+        parameters = agree(self._config, body["cohort"], body["length"])
+        context = RoundContext(body["run"], round_number, body["attempt"], bytes.fromhex(body["broadcast"]))
+        return SecAggClient.restore(blob, self._seal_key, self._identity, self._roster, parameters, context, self._once)

@@ -1,0 +1,211 @@
+"""SecureCollector: the coordinator reads the sum of a cohort and nothing else.
+
+Training happens in the first stage, so that stragglers are no dropouts of the protocol. Masked vectors are
+added as they come. An aborted attempt reveals nothing and is repeated with fresh keys; clients then send the
+update that they trained already.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from coordinator.collect.base import Broadcast, Collected, Collector
+from coordinator.collect.plain import PlainCollector
+from coordinator.courier import Courier
+from coordinator.population import Participant
+from privacy.secagg import Aggregate, Roster, SecAggCoordinator
+from privacy.secagg.agreement import agree, round_context, site_id
+from umbel import wire
+from umbel.config import RunConfig
+from umbel.errors import ProtocolViolation, RoundAborted, SecAggError, StrategyError, WireError
+from umbel.wire import MessageType, SecAggStep, TrainOrder
+
+logger = logging.getLogger("flwr.umbel")
+
+
+class SecureCollector(Collector):
+    """Drives the protocol over Flower messages.
+
+    Args:
+        courier: how messages travel.
+        config: of the run; both ends derive the round's parameters from it.
+        roster: the identities that the coordinator knows.
+        run: id of the run.
+    """
+
+    def __init__(self, courier: Courier, config: RunConfig, roster: Roster, *, run: str) -> None:
+        self._courier = courier
+        self._config = config
+        self._roster = roster
+        self._run = run
+
+    def collect(self, cohort: Sequence[Participant], broadcast: Broadcast) -> Collected:
+        """See Collector. A round that aborts ``secagg.attempts`` times has no survivors."""
+        if broadcast.pooled:  # one site of a simulation; there is no cohort to hide in
+            return PlainCollector(self._courier, timeout=self._config.federation.timeout).collect(cohort, broadcast)
+        if any(member.rank != broadcast.spec.lora.rank for member in cohort):
+            raise StrategyError("Secure aggregation adds vectors of one length: give every client the same LoRA rank.")
+        collected = Collected()
+        for number in range(1, self._config.secagg.attempts + 1):
+            collected = Collected(
+                rejected=collected.rejected, bytes_up=collected.bytes_up, bytes_down=collected.bytes_down
+            )
+            attempt = _Attempt(self._courier, self._config, self._roster, self._run, cohort, broadcast, collected)
+            try:
+                attempt.run()
+                collected.missing = len(cohort) - len(collected.survivors)
+                return collected
+            except RoundAborted as error:
+                logger.warning("Round %d, attempt %d: %s", broadcast.round, number, error)
+            except SecAggError as error:
+                collected.reject(str(error))
+                break
+        collected.missing = len(cohort)
+        return collected
+
+
+class _Attempt:
+    """One attempt: five stages, each with its own deadline."""
+
+    def __init__(
+        self,
+        courier: Courier,
+        config: RunConfig,
+        roster: Roster,
+        run: str,
+        cohort: Sequence[Participant],
+        broadcast: Broadcast,
+        collected: Collected,
+    ) -> None:
+        self._courier = courier
+        self._config = config
+        self._broadcast = broadcast
+        self._collected = collected
+        self._names = {site_id(member.site): member.site for member in cohort}
+        self._nodes = {site_id(member.site): member.node for member in cohort}
+        self._ids = {node: identifier for identifier, node in self._nodes.items()}
+        self._stages: dict[str, dict[str, float]] = {}
+        self._adapter = broadcast.adapter(broadcast.spec.lora.rank)[1]
+        # Contexts must never come back, not even after a restart: the clock only goes forward.
+        self._number = time.time_ns()
+        self._run = run
+        self.parameters = agree(config, len(cohort), broadcast.upload_spec.size)
+        context = round_context(config, run, broadcast.round, self._number, self._adapter)
+        self._protocol = SecAggCoordinator(self.parameters, context, roster)
+
+    def run(self) -> None:
+        """Runs all stages and fills in what was collected.
+
+        Raises:
+            RoundAborted: too few clients were left at some stage.
+        """
+        protocol, wait = self._protocol, self._config.secagg.stage_timeout
+        self._stage(
+            "keys",
+            MessageType.TRAIN,
+            self._nodes,
+            self._order(),
+            protocol.receive_advertisement,
+            self._config.federation.timeout,
+        )
+        key_list = self._shared(protocol.key_list())
+        self._stage("shares", MessageType.SECAGG_SHARE, protocol.listed, key_list, protocol.receive_shares, wait)
+        protocol.shares_for(next(iter(protocol.sharing), 0))  # closes the stage before the first delivery is made
+        self._stage("masked", MessageType.SECAGG_MASK, protocol.sharing, self._delivery, protocol.receive_masked, wait)
+        survivors = self._shared(protocol.survivors_message())
+        self._stage(
+            "confirmed", MessageType.SECAGG_CONFIRM, protocol.survivors, survivors, protocol.receive_confirmation, wait
+        )
+        signatures = self._shared(protocol.signatures_message())
+        self._stage(
+            "unmasked", MessageType.SECAGG_UNMASK, protocol.confirming, signatures, protocol.receive_unmasking, wait
+        )
+        started = time.perf_counter()
+        aggregate = protocol.finish()
+        self._stages["decoded"] = {
+            "alive": len(aggregate.survivors),
+            "seconds": time.perf_counter() - started,
+            "bytes": 0,
+        }
+        self._fill(aggregate)
+
+    def _stage(
+        self,
+        name: str,
+        kind: MessageType,
+        ids: Iterable[int],
+        make: Callable[[int], RecordDict],
+        receive: Callable[[int, bytes], bool],
+        timeout: float,
+    ) -> None:
+        started, alive, size = time.perf_counter(), 0, 0
+        orders = [(self._nodes[identifier], lambda i=identifier: make(i)) for identifier in ids]
+        for reply in self._courier.ask(kind, orders, timeout=timeout, group=str(self._broadcast.round)):
+            if reply.records is None:
+                self._collected.reject(f"{name}: {reply.reason}")
+                continue
+            try:
+                payload = wire.unpack_secagg(reply.records).payload
+                size += len(payload)
+                alive += bool(receive(self._ids[reply.node], payload))
+            except (ProtocolViolation, WireError) as error:
+                self._collected.reject(f"{name}: {error}")
+        self._collected.bytes_up += size
+        self._stages[name] = {"alive": alive, "seconds": time.perf_counter() - started, "bytes": size}
+
+    def _order(self) -> Callable[[int], RecordDict]:
+        order = wire.secure_order(self._run, len(self._nodes), self._number)
+        spec_hash = self._broadcast.spec.hash
+        records = wire.pack_train_order(
+            TrainOrder(
+                self._broadcast.round,
+                spec_hash,
+                self._adapter,
+                secagg=order,
+                amount=self._broadcast.amount,
+                extras=self._broadcast.extras,
+            )
+        )
+        return lambda _identifier: self._counted(records, self._adapter.nbytes)
+
+    def _shared(self, payload: bytes) -> Callable[[int], RecordDict]:
+        records = wire.pack_secagg(SecAggStep(self._broadcast.round, payload))
+        return lambda _identifier: self._counted(records, len(payload))
+
+    def _delivery(self, identifier: int) -> RecordDict:
+        payload = self._protocol.shares_for(identifier)
+        return self._counted(wire.pack_secagg(SecAggStep(self._broadcast.round, payload)), len(payload))
+
+    def _counted(self, records: RecordDict, size: int) -> RecordDict:
+        self._collected.bytes_down += size
+        return records
+
+    def _fill(self, aggregate: Aggregate) -> None:
+        collected, metrics = self._collected, dict(aggregate.metrics)
+        collected.mean = np.asarray(aggregate.mean, dtype=np.float32)
+        collected.survivors = sorted(self._names[identifier] for identifier in aggregate.survivors)
+        loss, seen = metrics.pop("loss", None), metrics.get("seen", 0.0)
+        if loss is not None and seen > 0:
+            metrics["loss"] = loss / seen
+        collected.metrics = metrics
+        collected.secagg = self._report(aggregate)
+
+    def _report(self, aggregate: Aggregate) -> dict[str, Any]:
+        parameters = self.parameters
+        return {
+            "threshold": parameters.threshold,
+            "mode": parameters.mode,
+            "minimum": parameters.minimum,
+            "corrupt": parameters.corrupt,
+            "bits": parameters.bits,
+            "cohort": parameters.n,
+            "threat_model": parameters.threat_model,
+            "late": aggregate.late,
+            "stages": self._stages,
+        }
