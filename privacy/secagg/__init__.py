@@ -3,10 +3,11 @@
 Transport-free: bytes in, bytes out. ``docs/threat-model.md`` says who is trusted for what.
 """
 
+from privacy.secagg.aggregate import Aggregate
 from privacy.secagg.client import SecAggClient
 from privacy.secagg.context import RoundContext, broadcast_hash
 from privacy.secagg.coordinates import Coordinate
-from privacy.secagg.coordinator import Aggregate, Phase, SecAggCoordinator
+from privacy.secagg.coordinator import Phase, SecAggCoordinator
 from privacy.secagg.distributed_dp import NoisePlan
 from privacy.secagg.encoding import Encoding
 from privacy.secagg.identity import Identity, Roster, SimulationAuthority

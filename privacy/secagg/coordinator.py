@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from enum import IntEnum
 
-import numpy as np
-import numpy.typing as npt
-
 from privacy.secagg import statements
+from privacy.secagg.aggregate import Aggregate
 from privacy.secagg.context import RoundContext
 from privacy.secagg.graph import Graph
 from privacy.secagg.identity import Roster
@@ -44,37 +41,6 @@ class Phase(IntEnum):
     CONFIRMATIONS = 3
     UNMASKINGS = 4
     FINISHED = 5
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """What a round reveals, and nothing more.
-
-    Attributes:
-        sum: float64, the sum of the survivors' clipped (and weighted) vectors.
-        metrics: sums of the coordinates, by name ("weight" among them when weighted).
-        survivors: ids whose vectors are in the sum, ascending.
-        counts: clients that answered, by stage.
-        bytes: bytes received, by stage.
-        late: messages that came after their stage was closed.
-        parameters: of the round.
-    """
-
-    sum: npt.NDArray[np.float64] = field(repr=False)
-    metrics: dict[str, float]
-    survivors: tuple[int, ...]
-    counts: dict[str, int]
-    bytes: dict[str, int]
-    late: int
-    parameters: SecAggParameters = field(repr=False)
-
-    @property
-    def mean(self) -> npt.NDArray[np.float64]:
-        """The (weighted) mean of the survivors' clipped vectors; zeros if all weights are zero."""
-        if not self.parameters.encoding.max_weight:
-            return self.sum / len(self.survivors)
-        total = self.metrics["weight"]
-        return self.sum * (self.parameters.encoding.max_weight / total if total else 0.0)
 
 
 class SecAggCoordinator:
@@ -178,14 +144,23 @@ class SecAggCoordinator:
             self._inbox.setdefault(receiver, []).append((sender, sealed))
         return self._count(Phase.SHARES, data)
 
-    def shares_for(self, id: int) -> bytes:
-        """M2 for ``id``, one of :attr:`sharing`.
+    def close_shares(self) -> tuple[int, ...]:
+        """Whom to send their shares and ask for masked vectors: U2, those who shared.
 
         Raises:
             RoundAborted: fewer than the minimum, or than the threshold, shared.
         """
         if self._closes(Phase.SHARES):
             self._enough(len(self._shared), max(self.parameters.minimum, self.parameters.confirmations), "shares")
+        return self.sharing
+
+    def shares_for(self, id: int) -> bytes:
+        """M2 for ``id``, one of :meth:`close_shares`.
+
+        Raises:
+            RoundAborted: as :meth:`close_shares`.
+        """
+        self.close_shares()
         self._member(id, self._shared)
         inbox = sorted(self._inbox.get(id, []))
         return Delivery(id, self._list_hash, tuple(inbox)).to_bytes(self.context)
@@ -285,7 +260,11 @@ class SecAggCoordinator:
         self._closes(Phase.UNMASKINGS)
         if self.phase != Phase.UNMASKINGS + 1 or self._sum.size == 0:
             raise SecAggError("The round is finished already: start a new one with a fresh context.")
-        masks = self._left_masks()
+        try:
+            masks = self._left_masks()
+        except RoundAborted as error:
+            self._aborted, self._sum = str(error), self._sum[:0]
+            raise
         apply_masks(self._sum, masks)
         total, metrics = self.parameters.encoding.decode(self._sum, len(self._masked), self.context)
         self._sum = self._sum[:0]

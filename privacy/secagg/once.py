@@ -62,10 +62,11 @@ class FileGuard:
         name = hashlib.sha256(context + id.to_bytes(8, "big") + step.encode()).hexdigest()
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self._folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            try:
+                os.close(os.open(self._folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            except FileExistsError:
+                return False
             fsync_folder(self._folder)
-        except FileExistsError:
-            return False
         except OSError as error:
             raise SecAggError(
                 f"{self._folder} cannot be written ({error.strerror}), so it cannot be recorded that an input is sent "

@@ -28,7 +28,8 @@ class Cohort:
         self.clients = {id: self.client(id) for id in self.ids}
         self.coordinator = SecAggCoordinator(self.parameters, self.context, self.roster)
         rng = np.random.default_rng(7)
-        self.vectors = {id: (rng.standard_normal(length) * 0.9 / length**0.5).astype(np.float32) for id in self.ids}
+        drawn = {id: rng.standard_normal(length) for id in self.ids}
+        self.vectors = {id: (0.9 * v / np.linalg.norm(v)).astype(np.float32) for id, v in drawn.items()}
 
     def client(self, id, context=None, parameters=None, roster=None, once=None):
         return SecAggClient(

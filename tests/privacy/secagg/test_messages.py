@@ -75,11 +75,10 @@ def test_another_context_type_or_version_is_refused(message):
 def test_garbage_is_refused_by_name(kind, data):
     for prefix in (b"", MESSAGES[NAMES.index(kind.__name__)].to_bytes(CONTEXT)[:36]):
         try:
-            found = read(kind, prefix + data)
+            outcome = read(kind, prefix + data).to_bytes(CONTEXT)
         except ProtocolViolation as refused:
-            assert refused.reason in {"malformed", "oversized", "context", "duplicate"}
-        else:
-            assert found.to_bytes(CONTEXT) == prefix + data
+            outcome = refused.reason
+        assert outcome in {"malformed", "oversized", "context", "duplicate", prefix + data}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Elsewhere:
     def restored(self):
         c = self.cohort
         return SecAggClient.restore(
-            self.blob, KEY, c.clients[self.id]._identity, c.roster, c.parameters, c.context, self.once
+            self.blob, KEY, c.client(self.id)._identity, c.roster, c.parameters, c.context, self.once
         )
 
     def __getattr__(self, step):
