@@ -15,7 +15,7 @@ class SecAggConfig(Section):
     enabled: bool = False
     """Whether updates leave the clients only as masked vectors."""
     graph: Literal["auto", "complete", "sparse"] = "auto"
-    """Complete below 100 clients, k-regular above."""
+    """``auto``: complete up to 200 clients, k-regular above; below 100 sparse is refused."""
     bits: Literal[16, 20, 24, 32] = 20
     """Bits a value on the wire."""
     clip: float = Field(default=1.0, gt=0)

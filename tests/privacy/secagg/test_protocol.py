@@ -1,7 +1,7 @@
 """Any interleaving, any loss, any duplicate: the bit-exact sum of the survivors, or a clean abort."""
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -26,8 +26,14 @@ LENGTH = 6
 class Protocol(RuleBasedStateMachine):
     """The network holds messages in both directions; rules deliver, repeat, lose and reorder them at will."""
 
-    @initialize(n=st.integers(3, 9), bits=st.sampled_from([16, 20, 24, 32]), corrupt=st.sampled_from([0.1, 0.3]))
-    def begin(self, n, bits, corrupt):
+    @initialize(
+        n=st.integers(3, 9),
+        bits=st.sampled_from([16, 20, 24, 32]),
+        corrupt=st.sampled_from([0.1, 0.3]),
+        losses=st.integers(0, 5),
+    )
+    def begin(self, n, bits, corrupt, losses):
+        self.losses = losses
         self.parameters = SecAggParameters.choose(SecAggConfig(bits=bits, corrupt=corrupt, dropout=0.0), n, LENGTH)
         self.context = RoundContext("stateful", 1, 0, bytes(32))
         self.ids = list(range(n))
@@ -60,9 +66,10 @@ class Protocol(RuleBasedStateMachine):
             self.deliver(id, kind, message)
             self.old.append((id, kind, message))
 
-    @precondition(lambda self: self.up)
+    @precondition(lambda self: self.up and self.losses)
     @rule(data=st.data())
     def die(self, data):
+        self.losses -= 1
         id = data.draw(st.sampled_from(sorted(self.up)))
         del self.up[id]
         self.dead.add(id)
@@ -101,10 +108,19 @@ class Protocol(RuleBasedStateMachine):
             "unmasking": Phase.UNMASKINGS,
         }[kind]
 
-    @precondition(lambda self: not self.aborted and self.aggregate is None)
+    @precondition(lambda self: self.up and self.losses)
+    @rule(hop=st.booleans())
+    def hurry(self, hop):
+        """The coordinator does not wait for the rest: what is under way arrives late, if ever."""
+        self.losses -= 1
+        self.old += [(id, kind, message) for id, (kind, message) in self.up.items()]
+        self.up = {}
+        self.next_stage(hop)
+
+    @precondition(lambda self: not self.up and not self.aborted and self.aggregate is None)
     @rule(hop=st.booleans())
     def next_stage(self, hop):
-        """The coordinator stops waiting; whoever it still knows answers, some after moving to another process."""
+        """Everybody answered or is dead; whoever is still known goes on, maybe in another process."""
         phase = self.coordinator.phase
         try:
             self.step(phase, hop)
@@ -186,6 +202,39 @@ TestProtocol = Protocol.TestCase
 TestProtocol.settings = settings(
     max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+@settings(max_examples=120)
+@given(data=st.data())
+def test_losses_and_orders_at_every_stage(data):
+    """Plays whole rounds: a few clients vanish at each stage, the rest answer in any order, some twice.
+
+    The outcome is known beforehand: an abort exactly where too few are left, else the integers' sum, bit for bit.
+    """
+    run = Protocol()
+    bits, corrupt = data.draw(st.sampled_from([16, 20, 24, 32])), data.draw(st.sampled_from([0.1, 0.3]))
+    run.begin(data.draw(st.integers(4, 16)), bits, corrupt, 0)
+    needed = max(run.parameters.minimum, run.parameters.confirmations)
+    alive = set(run.ids)
+    for phase in (Phase.ADVERTISEMENTS, Phase.SHARES, Phase.MASKED, Phase.CONFIRMATIONS, Phase.UNMASKINGS):
+        lost = data.draw(st.sets(st.sampled_from(sorted(alive)), max_size=2)) if alive else set()
+        alive -= lost
+        run.dead |= lost
+        for id in data.draw(st.permutations(sorted(alive))):
+            kind, message = run.up[id]
+            assert run.deliver(id, kind, message) is True
+            if data.draw(st.booleans()):
+                assert run.deliver(id, kind, message) is False
+        run.up = {}
+        assert run.coordinator.phase == phase
+        run.next_stage(data.draw(st.booleans()))
+        assert run.aborted == (len(alive) < needed)
+        if run.aborted:
+            assert run.aggregate is None
+            return
+        if phase == Phase.MASKED:
+            in_sum = tuple(sorted(alive))
+    assert run.aggregate.survivors == in_sum
 
 
 def test_sums_of_every_survivor_set_agree_with_the_integers(cohort):
