@@ -91,6 +91,7 @@ class FlowerSession:
     def _environment(self) -> dict[str, str]:
         binaries = str(Path(sys.executable).parent)
         return {
+            "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
             "HF_HUB_OFFLINE": "1",  # a run never downloads unasked; set HF_HUB_OFFLINE=0 to allow a hub id
             **os.environ,
             **_QUIET,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -76,5 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console script."""
+    """The console script. Warnings that libraries address to developers stay out unless UMBEL_DEBUG is set."""
+    if not os.environ.get("UMBEL_DEBUG"):
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
     sys.exit(main())

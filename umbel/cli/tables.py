@@ -11,29 +11,32 @@ from umbel.cli.console import out
 
 
 def rounds_table(metrics: Metrics) -> Table:
-    """One row a round; epsilon only where the run states it."""
+    """One row a round, narrow enough for 80 columns; epsilon and lost replies only where there are any.
+
+    ``lost`` counts clients whose reply was rejected or never came; the report tells them apart.
+    """
     private = any(line.privacy for line in metrics.rounds)
+    lossy = any(line.rejected or line.missing for line in metrics.rounds)
     table = Table(box=None, pad_edge=False)
-    names = ["round", "accuracy", "train loss", "clients", "rejected", "missing", "down", "up", "time"]
+    names = ["round", "accuracy", "loss", "clients", *(["lost"] if lossy else []), "down", "up", "time"]
     for name in names + (["ε"] if private else []):
         table.add_column(name, justify="right", no_wrap=True)
     if metrics.start and metrics.start.baseline.get(metrics.headline):
         blanks = [""] * (len(table.columns) - 2)
         table.add_row("base", percent(metrics.start.baseline[metrics.headline].accuracy), *blanks)
     for line in metrics.rounds:
-        table.add_row(*_cells(line, metrics.headline, private=private))
+        table.add_row(*_cells(line, metrics.headline, private=private, lossy=lossy))
     return table
 
 
-def _cells(line: RoundLine, headline: str, *, private: bool) -> list[str]:
+def _cells(line: RoundLine, headline: str, *, private: bool, lossy: bool) -> list[str]:
     measured = (line.evaluation or {}).get(headline)
     cells = [
         str(line.round),
         percent(measured.accuracy) if measured else "",
         number(line.train_loss),
         f"{line.survivors}/{line.cohort}",
-        str(line.rejected),
-        str(line.missing),
+        *([str(line.rejected + line.missing)] if lossy else []),
         size(line.bytes_down),
         size(line.bytes_up),
         duration(line.seconds.get("total")),
