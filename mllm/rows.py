@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from umbel.errors import ModelError
@@ -75,40 +77,51 @@ def row_map(model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: 
     return RowMap(batch.size, (*rules, batch_rule(batch.size, int(inputs["input_ids"].shape[1]))))
 
 
-def one_example(
-    model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: Sequence[int], index: int
-) -> dict[str, Tensor]:
-    """The inputs of one example of a batch as a batch of one, text padded as it was: for the loop engine.
+def select_examples(
+    model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: Sequence[int], chosen: Sequence[int]
+) -> tuple[dict[str, Tensor], list[int]]:
+    """Some examples of a batch, text padded as it was, each with its own images.
 
     Args:
         model, inputs, images_per_example: as for :func:`row_map`.
-        index: which example, from 0.
+        chosen: which examples, from 0, in ascending order.
 
     Returns:
-        The same keys with one example's rows; keys of images are left out when it has none.
+        The inputs (keys of images are left out when no chosen example has one) and the image counts of the chosen.
 
     Raises:
-        ModelError: as :func:`row_map`, or ``index`` is outside the batch.
+        ModelError: as :func:`row_map`, or an index is outside the batch or out of order.
     """
     rows = row_map(model, inputs, images_per_example)
-    if not 0 <= index < rows.size:
-        raise ModelError(f"Example {index} is outside the batch of {rows.size}: count from 0.")
+    order = [-1, *chosen, rows.size]
+    if any(before >= after for before, after in pairwise(order)):
+        raise ModelError(
+            f"Examples {list(chosen)} cannot be chosen from {rows.size}: list each once, ascending from 0."
+        )
     images = {key for key in inputs if key.startswith(("pixel_", "image_"))}
-    one = {key: value[index : index + 1] for key, value in inputs.items() if key not in images}
+    picked = {key: value[list(chosen)] for key, value in inputs.items() if key not in images}
+    counts = [int(images_per_example[i]) for i in chosen]
     if "pixel_values" not in inputs:
-        return one
+        return picked, counts
     pixels = inputs["pixel_values"]
     if _family(model) in _PADDED:
-        if bool(_real_images(pixels)[index].any()):
-            one.update({key: inputs[key][index : index + 1] for key in images})
-        return one
-    mine = rows.rules[0].layouts[0].owners == index
+        if bool(_real_images(pixels)[list(chosen)].any()):
+            picked.update({key: inputs[key][list(chosen)] for key in images})
+        return picked, counts
+    mine = torch.isin(rows.rules[0].layouts[0].owners, torch.tensor(list(chosen), dtype=torch.int64))
     if bool(mine.any()):
-        one["pixel_values"] = pixels[mine.to(pixels.device)]
+        picked["pixel_values"] = pixels[mine.to(pixels.device)]
         if "image_grid_thw" in images:
-            start = sum(images_per_example[:index])
-            one["image_grid_thw"] = inputs["image_grid_thw"][start : start + images_per_example[index]]
-    return one
+            whole = Rows.repeated(list(images_per_example)).owners
+            picked["image_grid_thw"] = inputs["image_grid_thw"][torch.isin(whole, torch.tensor(list(chosen)))]
+    return picked, counts
+
+
+def one_example(
+    model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: Sequence[int], index: int
+) -> dict[str, Tensor]:
+    """The inputs of one example of a batch as a batch of one: for the loop engine. See :func:`select_examples`."""
+    return select_examples(model, inputs, images_per_example, [index])[0]
 
 
 def _family(model: nn.Module) -> str:

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from mllm.loss import per_example_loss
-from mllm.rows import one_example, row_map
+from mllm.rows import row_map, select_examples
 from mllm.testing_families import Family, family
 from umbel.rows import RowMap
 
@@ -47,14 +47,23 @@ class Cell:
 
     @property
     def rows(self) -> RowMap:
-        return row_map(self.model, self.batch[0], self.batch[2])
+        return self.rows_of(self.batch)
+
+    def rows_of(self, batch: Any) -> RowMap:
+        return row_map(self.model, batch[0], batch[2])
 
     def forward(self, batch: Any) -> torch.Tensor:
         return per_example_loss(self.model(**batch[0]).logits, batch[1])
 
     def split(self, batch: Any, index: int) -> Any:
-        inputs = one_example(self.model, batch[0], batch[2], index)
-        return inputs, batch[1][index : index + 1], [batch[2][index]]
+        return self._chosen(batch, [index])
+
+    def without(self, batch: Any, index: int) -> Any:
+        return self._chosen(batch, [i for i in range(len(batch[2])) if i != index])
+
+    def _chosen(self, batch: Any, chosen: list[int]) -> Any:
+        inputs, counts = select_examples(self.model, batch[0], batch[2], chosen)
+        return inputs, batch[1][chosen], counts
 
     def run(self, engine: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         seen = engine.accumulate(self.forward, self.batch, self.rows, self.size, self.split)
@@ -74,8 +83,8 @@ def adapt(model: Any, **lora: Any) -> tuple[Any, dict[str, torch.nn.Parameter]]:
     return peft, trainable
 
 
-def cell(name: str, part: str, layout: str, seed: int = 1, **lora: Any) -> Cell:
-    counts = list(LAYOUTS[layout])
+def cell(name: str, part: str, layout: str | tuple[int, ...], seed: int = 1, **lora: Any) -> Cell:
+    counts = list(LAYOUTS[layout] if isinstance(layout, str) else layout)
     model, trainable = adapt(base(name).model, target_modules=PARTS[part], **lora)
     made = base(name).batch(counts, seed=seed)
     return Cell(model, trainable, (made.inputs, made.labels, counts))

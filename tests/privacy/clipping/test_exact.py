@@ -39,35 +39,10 @@ def test_equals_the_loop_and_bounds_every_example(name, part, layout):
     # Remove one example, in a batch that keeps the padding of the whole.
     for gone in range(one.size):
         kept = [i for i in range(one.size) if i != gone]
-        rest = _without(one, gone)
+        rest = one.without(one.batch, gone)
         engine = make_engine("bookkeeping", one.model, one.trainable, norm)
-        engine.accumulate(one.forward, rest, _rows(one, rest), len(kept))
+        engine.accumulate(one.forward, rest, one.rows_of(rest), len(kept))
         assert _difference(total, engine.take()) <= norm * (1 + 1e-6)
-
-
-def _rows(one, batch):
-    from mllm.rows import row_map
-
-    return row_map(one.model, batch[0], batch[2])
-
-
-def _without(one, gone):
-    """The batch without one example: its images leave with it."""
-    inputs, labels, counts = one.batch
-    kept = [i for i in range(one.size) if i != gone]
-    parts = [one.split(one.batch, i) for i in kept]
-    joined = {key: value[kept] for key, value in inputs.items() if not key.startswith(("pixel_", "image_"))}
-    if "pixel_values" in inputs and inputs["pixel_values"].ndim == 5:
-        if any(counts[i] for i in kept):
-            joined["pixel_values"] = inputs["pixel_values"][kept]
-            if "pixel_attention_mask" in inputs:
-                joined["pixel_attention_mask"] = inputs["pixel_attention_mask"][kept]
-    else:
-        for key in ("pixel_values", "image_grid_thw"):
-            found = [part[0][key] for part in parts if key in part[0]]
-            if found:
-                joined[key] = torch.cat(found)
-    return joined, labels[kept], [counts[i] for i in kept]
 
 
 def test_a_wrong_owner_is_seen():
