@@ -175,12 +175,12 @@ class Federation:
             f", {name} accuracy {figures['accuracy']:.1%}" for name, figures in (evaluation or {}).items()
         )
         logger.info(
-            "Round %d/%d: %d of %d clients, loss %.4f%s, %.1f s",
+            "Round %d/%d: %d of %d clients%s%s, %.1f s",
             number,
             self._config.federation.rounds,
             len(collected.survivors),
             len(cohort),
-            collected.metrics.get("loss", 0.0),
+            f", loss {collected.metrics['loss']:.4f}" if "loss" in collected.metrics else "",
             measured,
             seconds,
         )

@@ -61,13 +61,15 @@ class PlainCollector(Collector):
                 collected.reject(str(error))
                 continue
             collected.survivors.append(member.site)
-            seen += update.metrics.get("seen", 0.0)
-            loss += update.metrics.get("loss", 0.0) * update.metrics.get("seen", 0.0)
+            if "loss" in update.metrics:  # a private client does not tell
+                seen += update.metrics.get("seen", 0.0)
+                loss += update.metrics["loss"] * update.metrics.get("seen", 0.0)
             for key in ("examples", "seen", "seconds"):
                 collected.metrics[key] = collected.metrics.get(key, 0.0) + update.metrics.get(key, 0.0)
         collected.missing = len(cohort) - answered
         collected.survivors.sort()
-        collected.metrics["loss"] = loss / seen if seen else 0.0
+        if seen:
+            collected.metrics["loss"] = loss / seen
         if accumulator.count and not self._keep:
             collected.mean = accumulator.mean()
         return collected
