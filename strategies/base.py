@@ -78,6 +78,11 @@ class StrategyState:
 
     arrays: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # safetensors writes memory as it lies: a transposed or strided array would come back scrambled.
+        plain = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in self.arrays.items()}
+        object.__setattr__(self, "arrays", plain)
+
     @property
     def adapter(self) -> Vector:
         """The global adapter."""
