@@ -32,7 +32,7 @@ def fraction_bits(bound: float) -> int:
 
 def l2_norm(values: npt.NDArray[np.float32]) -> float:
     """The Euclidean norm, accumulated in float64 over blocks; inf or NaN if a value is."""
-    total, block = 0.0, 1 << 15
+    total, block = 0.0, 1 << 13
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(values), block):
             part = values[start : start + block]

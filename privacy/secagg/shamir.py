@@ -22,6 +22,7 @@ LIMBS = SECRET_BYTES // 2
 SHARE_BYTES = SECRET_BYTES + LIMBS // 8
 """Low 16 bits of each limb, then one bit each for the value 65536."""
 MAX_POINTS = 1 << 14
+_SMALL_PRODUCT = 1 << 18
 
 Matrix = npt.NDArray[np.float64]
 
@@ -48,7 +49,7 @@ def split(secrets_in: Sequence[bytes], points: Sequence[int], threshold: int) ->
     coefficients = np.empty((threshold, width), dtype=np.float64)
     coefficients[0] = np.frombuffer(b"".join(bytes(s) for s in secrets_in), dtype="<u2")
     coefficients[1:] = _uniform((threshold - 1) * width).reshape(threshold - 1, width)
-    shares = _mod(_vandermonde(tuple(points), threshold) @ coefficients).astype(np.uint32)
+    shares = _evaluate(tuple(points), coefficients)
     coefficients.fill(0.0)
     low = shares.astype("<u2").reshape(len(points), -1, LIMBS)
     high = np.packbits((shares >> 16).astype(np.uint8).reshape(len(points), -1, LIMBS), axis=2)
@@ -90,6 +91,15 @@ def _check(points: Sequence[int], threshold: int) -> None:
         )
     if len(points) > MAX_POINTS or len(set(points)) != len(points) or min(points) < 1 or max(points) >= PRIME:
         raise SecAggError("Evaluation points must be distinct, between 1 and 65536, and at most 16384.")
+
+
+def _evaluate(points: tuple[int, ...], coefficients: Matrix) -> npt.NDArray[np.uint32]:
+    """The polynomials at all points, in products too small for the BLAS to start threads of its own."""
+    powers, shares = _vandermonde(points, len(coefficients)), np.empty((len(points), coefficients.shape[1]), np.uint32)
+    rows = max(1, _SMALL_PRODUCT // coefficients.size)
+    for start in range(0, len(points), rows):
+        shares[start : start + rows] = _mod(powers[start : start + rows] @ coefficients)
+    return shares
 
 
 def _mod(values: Matrix) -> Matrix:

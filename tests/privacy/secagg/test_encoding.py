@@ -120,3 +120,26 @@ def test_impossible_encodings_do_not_construct():
     ):
         with pytest.raises(SecAggError):
             Encoding.fit(**options)
+
+
+@pytest.mark.parametrize("bits", [16, 20, 24, 32])
+def test_thirteen_bytes_a_value_suffice_from_vector_to_message(bits):
+    """130 MB at 10M values; a mask held whole, or a float64 copy, would not fit."""
+    import tracemalloc
+
+    from privacy.secagg.masking import Mask, apply_masks
+    from privacy.secagg.messages import Masked
+    from privacy.secagg.planes import pack
+
+    length = 1_500_000
+    encoding = Encoding.fit(bits, length, 100, 1.0)
+    values = np.full(length, 1e-4, np.float32)
+    masks = [Mask(bytes([i]) * 32, 1) for i in range(4)]
+    tracemalloc.start()
+    words = encoding.encode(values, {}, 1, SEED)
+    apply_masks(words, masks)
+    message = Masked(0, bytes(32), pack(words, bits).data).to_bytes(bytes(32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 13 * length
+    assert len(message) == Masked.OVERHEAD + encoding.wire_bytes == Masked.OVERHEAD + length * bits // 8
