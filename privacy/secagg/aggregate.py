@@ -18,8 +18,8 @@ class Aggregate:
         sum: float64, the sum of the survivors' clipped (and weighted) vectors.
         metrics: sums of the coordinates, by name ("weight" among them when weighted).
         survivors: ids whose vectors are in the sum, ascending.
-        counts: clients that answered, by stage.
-        bytes: bytes received, by stage.
+        counts: clients that answered, by stage ("advertised", "shared", "masked", "confirmed", "unmasked").
+        bytes: bytes received, by the same stages.
         late: messages that came after their stage was closed.
         parameters: of the round.
     """

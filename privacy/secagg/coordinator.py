@@ -43,6 +43,10 @@ class Phase(IntEnum):
     FINISHED = 5
 
 
+STAGES = ("advertised", "shared", "masked", "confirmed", "unmasked")
+"""Names of the phases in reports: what a client had done when it answered."""
+
+
 class SecAggCoordinator:
     """One round.
 
@@ -64,6 +68,7 @@ class SecAggCoordinator:
         self._aborted = ""
         self._roster = roster
         self._advertised: dict[int, Advertisement] = {}
+        self._public_keys: set[bytes] = set()
         self._list = self._survivors = self._signatures = b""
         self._list_hash = b""
         self._graph: Graph | None = None
@@ -75,7 +80,7 @@ class SecAggCoordinator:
         self._confirmed: dict[int, Confirmation] = {}
         self._unmasked: set[int] = set()
         self._revealed: dict[Secret, dict[int, dict[int, bytes]]] = {secret: {} for secret in Secret}
-        self._bytes = {phase.name.lower(): 0 for phase in Phase if phase != Phase.FINISHED}
+        self._bytes = dict.fromkeys(STAGES, 0)
 
     def receive_advertisement(self, sender: int, data: Bytes) -> bool:
         """M0 from ``sender`` (as the transport authenticated it)."""
@@ -95,12 +100,13 @@ class SecAggCoordinator:
             raise violation(
                 Reason.COHORT, f"Client {sender} is one more than the cohort of {self.parameters.n}: refused."
             )
-        known = {key for entry in self._advertised.values() for key in (entry.encryption, entry.masking)}
-        if {message.encryption, message.masking} & known or message.encryption == message.masking:
+        keys = {message.encryption, message.masking}
+        if keys & self._public_keys or len(keys) < 2:
             raise violation(
                 Reason.DUPLICATE, f"A public key of client {sender} is already in use: it must draw fresh ones."
             )
         self._advertised[sender] = message
+        self._public_keys |= keys
         return self._count(Phase.ADVERTISEMENTS, data)
 
     def key_list(self) -> bytes:
@@ -268,13 +274,8 @@ class SecAggCoordinator:
         apply_masks(self._sum, masks)
         total, metrics = self.parameters.encoding.decode(self._sum, len(self._masked), self.context)
         self._sum = self._sum[:0]
-        counts = {
-            "advertised": len(self._advertised),
-            "shared": len(self._shared),
-            "masked": len(self._masked),
-            "confirmed": len(self._confirmed),
-            "unmasked": len(self._unmasked),
-        }
+        answered = (self._advertised, self._shared, self._masked, self._confirmed, self._unmasked)
+        counts = {stage: len(ids) for stage, ids in zip(STAGES, answered, strict=True)}
         return Aggregate(total, metrics, self.survivors, counts, dict(self._bytes), self.late, self.parameters)
 
     def _left_masks(self) -> list[Mask]:
@@ -337,7 +338,7 @@ class SecAggCoordinator:
         return True
 
     def _count(self, phase: Phase, data: Bytes) -> bool:
-        self._bytes[phase.name.lower()] += len(data)
+        self._bytes[STAGES[phase]] += len(data)
         return True
 
     def _same(self, sender: int, id: int) -> None:
