@@ -17,12 +17,12 @@ from umbel.rows import RowMap
 
 VISION = (
     r".*(vision_tower|vision_model|visual\.blocks)\..*\."
-    r"(q_proj|k_proj|v_proj|fc1|fc2|qkv|attn\.proj|gate_proj|down_proj|projection_layer)"
+    r"(q_proj|k_proj|v_proj|fc1|fc2|qkv|attn\.proj|linear_fc1|gate_proj|down_proj|projection_layer)"
 )
 LANGUAGE = r".*(language_model|text_model)\..*\.(q_proj|v_proj|o_proj|gate_proj|down_proj)"
 PROJECTOR = (
     r".*(multi_modal_projector\.linear.*|connector\..*(proj|q_proj|k_proj|v_proj|down_proj)"
-    r"|visual\.merger\.mlp\.[02]|(^|.*\.)projector\..*[02])"
+    r"|visual\.merger\.(mlp\.[02]|linear_fc\d)|(^|.*\.)projector\..*[02])"
 )
 PARTS = {"language": LANGUAGE, "vision": VISION, "both": f"({LANGUAGE}|{VISION})", "projector": PROJECTOR}
 LAYOUTS = {"none": (0, 0, 0), "one": (1, 1, 1), "several": (2, 2, 2), "ragged": (2, 0, 1)}
