@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sized
 from enum import IntEnum
 
 from privacy.secagg import statements
@@ -274,7 +275,7 @@ class SecAggCoordinator:
         apply_masks(self._sum, masks)
         total, metrics = self.parameters.encoding.decode(self._sum, len(self._masked), self.context)
         self._sum = self._sum[:0]
-        answered = (self._advertised, self._shared, self._masked, self._confirmed, self._unmasked)
+        answered: tuple[Sized, ...] = (self._advertised, self._shared, self._masked, self._confirmed, self._unmasked)
         counts = {stage: len(ids) for stage, ids in zip(STAGES, answered, strict=True)}
         return Aggregate(total, metrics, self.survivors, counts, dict(self._bytes), self.late, self.parameters)
 
