@@ -2,11 +2,11 @@
 
     python -m benchmarks.secagg --json
 
-One process. ``mask``: median wall-clock seconds for adding k pairwise masks and one self mask to a quantized vector of
-d values: for umbel as it runs (on every core), for Flower's own functions (which use one), and for the bare cipher
-that makes the same key streams on as many cores as umbel, without adding them. ``--threads 1`` keeps all to one core. ``peak_mb`` is the extra memory of encoding, masking, packing and framing one
-vector.
-``unmask`` is the coordinator's whole last step (recovering secrets, removing masks, decoding) on all cores.
+One process. ``mask``: median wall-clock seconds for adding k pairwise masks and one self mask to a quantized vector
+of d values: for umbel as it runs (on every core), for Flower's own functions (which use one), and for the bare cipher
+that makes the same key streams on as many cores as umbel, without adding them. ``--threads 1`` keeps all to one core.
+``peak_mb`` is the extra memory of encoding, masking, packing and framing one vector. ``unmask`` is the coordinator's
+whole last step (recovering secrets, removing masks, decoding) on all cores.
 """
 
 from __future__ import annotations
