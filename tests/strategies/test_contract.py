@@ -64,7 +64,7 @@ def test_weights_count_only_relative_to_each_other(bench, name):
 def test_a_single_client_returns_its_own_update(bench, name):
     strategy = build(name)
     case = bench.case(7, clients=1)
-    new, before, [(spec, received, local)] = bench.round(strategy, case)
+    new, before, [(spec, _received, local)] = bench.round(strategy, case)
     if name == "flasc":
         moved = np.flatnonzero(new.adapter - before.adapter)
         assert 0 < moved.size < spec.size

@@ -67,7 +67,7 @@ def test_flora_equals_the_average_of_products_at_mixed_ranks(case):
 def test_flexlora_is_the_best_approximation_for_every_rank(case):
     strategy = make_strategy("flexlora")
     new, _, clients = Bench.round(strategy, case)
-    for i, pair in enumerate(case.spec.pairs):
+    for i, _pair in enumerate(case.spec.pairs):
         average = Bench.average(case, clients, i)
         for rank in range(1, case.spec.lora.rank + 1):
             spec = case.spec.with_rank(rank)
