@@ -50,6 +50,10 @@ class Book:
     def _grow(self, value: Tensor) -> None:
         self._weight = value if self._weight is None else self._weight.add_(value)
 
+    @property
+    def _any(self) -> bool:
+        return self._weight is not None or self._bias is not None or bool(self._kept)
+
     def squared_norms(self) -> Tensor | None:
         """float64 [n], or None when the layer saw no gradient."""
         terms = [
@@ -79,6 +83,8 @@ class Book:
 
     def clipped_sum(self, factors: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Names and sums over examples of factor times gradient; factors float32 [n], 0 where not finite."""
+        device = next((t.device for t in (self._weight, self._bias) if t is not None), None)
+        factors = factors.to(device if device is not None else self._kept[0][0].device) if self._any else factors
         keep = factors > 0
         whole = bool(keep.all())
         for name, held in ((self._claim.weight, self._weight), (self._claim.bias, self._bias)):

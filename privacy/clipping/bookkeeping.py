@@ -48,7 +48,12 @@ class BookkeepingEngine(GradientEngine):
     def _finish(self, books: list[Book], size: int) -> Tensor:
         """Adds the clipped sums of all layers; returns the norms, float64 [n]."""
         squares = [square for square in (book.squared_norms() for book in books) if square is not None]
-        norms = torch.stack(squares).sum(dim=0).sqrt() if squares else torch.zeros(size, dtype=torch.float64)
+        # Layers may lie on several devices.
+        norms = (
+            torch.stack([s.to(squares[0].device) for s in squares]).sum(dim=0).sqrt()
+            if squares
+            else torch.zeros(size, dtype=torch.float64)
+        )
         factors = clip_factors(norms, self.clipping_norm)
         for book in books:
             for name, value in book.clipped_sum(factors):

@@ -47,8 +47,11 @@ def subject_of(name: str, config: RunConfig, examples: int) -> Subject:
     Raises:
         ModelError, DataError: the family, the model or the task cannot be used.
     """
+    import torch
+
     from mllm.quiet import quiet
 
+    torch.set_num_threads(config.train.threads)  # as a training client has them
     with quiet():
         if name.startswith(TINY):
             return _tiny(name.removeprefix(TINY), config)

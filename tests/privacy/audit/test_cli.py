@@ -38,3 +38,15 @@ def test_a_claim_that_is_too_low_fails(capsys):
 def test_refusals(arguments, code, word, capsys):
     assert main(["audit", *FEW, *arguments]) == code
     assert word in capsys.readouterr().err
+
+
+def test_the_configured_model_and_task(tmp_path, capsys):
+    """A saved checkpoint and the built-in task, through the loader, the quantizer and the collator."""
+    from mllm.testing import tiny_composed
+
+    folder = tiny_composed(encoder="siglip").save(tmp_path / "model")
+    options = ["-c", "model.quantization=none", "-c", 'lora.targets="language,vision"', "--examples", "3"]
+    assert main(["audit", "--model", str(folder), "--canaries", "400", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["sensitivity"]["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert len(found["sensitivity"]["moved"]) == 3

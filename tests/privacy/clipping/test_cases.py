@@ -54,6 +54,18 @@ def test_modules_to_save(name):
         assert "layer_norm" in kinds or "layers.0" in kinds or "ln_q" in kinds or "multi_modal_projector" in kinds
 
 
+@pytest.mark.parametrize("frozen", ["lora_A", "lora_B"])
+def test_one_factor_frozen(frozen):
+    """As strategies that train one factor at a time do."""
+    one = cell("llava", "both", "ragged")
+    for name, p in one.trainable.items():
+        p.requires_grad_(frozen not in name)
+    one.trainable = {name: p for name, p in one.trainable.items() if p.requires_grad}
+    _, total = agree(one)
+    assert not any(frozen in name for name in total)
+    assert sum(bool(value.any()) for value in total.values()) > len(total) / 2
+
+
 def test_dropout_keeps_the_sum():
     """With no clipping and the same seed the clipped sum is the gradient of the plain sum of losses."""
     one = cell("llava", "both", "ragged", lora_dropout=0.3)
