@@ -1,8 +1,7 @@
-"""SiteBudget: the ledger of one site, and the plan it books for a run."""
+"""SiteBudget: the ledger of one site, and the plans that it books for a run."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -12,20 +11,14 @@ from safetensors.numpy import load, save
 from client.private import PrivateSteps
 from client.site import LedgerSummary
 from client.store import NodeStore
+from privacy.client_clipping import clipper_for
 from privacy.ftrl.correlated import CorrelatedNoise
-from privacy.ledger import Budget, Ledger
+from privacy.ledger import Ledger, book
 from privacy.noise.gaussian import add_gaussian_
 from privacy.plan import PrivacyPlan
-from privacy.sampling import (
-    CyclicSampler,
-    FixedSizeSampler,
-    FullSampler,
-    IndexSampler,
-    PoissonSampler,
-    ShuffledSampler,
-)
-from privacy.terms import Mechanism, Sampler, Unit
-from umbel.adapter import Vector
+from privacy.sampling import sampler_for
+from privacy.terms import Mechanism, Unit
+from umbel.adapter import AdapterSpec, Vector
 from umbel.config import RunConfig
 
 _NOISE = "noise"
@@ -33,10 +26,18 @@ _NOISE = "noise"
 
 @lru_cache(maxsize=256)
 def example_plan(config: RunConfig, examples: int) -> PrivacyPlan | None:
-    """The plan of a client with this many examples; calibrated once a process for each number."""
+    """The plan of a client with this many examples, or None; calibrated once a process for each number."""
     if config.privacy.unit != "example":
         return None
     return PrivacyPlan.from_config(config, examples=examples)
+
+
+@lru_cache(maxsize=8)
+def update_plan(config: RunConfig) -> PrivacyPlan | None:
+    """The plan of a client that noises its own update, or None."""
+    if config.privacy.unit != "client" or config.privacy.place != "update":
+        return None
+    return PrivacyPlan.from_config(config)
 
 
 class SiteBudget:
@@ -60,42 +61,32 @@ class SiteBudget:
             BudgetExceeded: the round would cost more than what is left; nothing may be released.
             LedgerError: the ledger cannot be trusted.
         """
-        banded = plan.mechanism is Mechanism.BANDED
         with Ledger.open(self._path) as ledger:
-            ledger.reserve(
-                plan.events(plan.steps if banded else plan.steps_per_round),
-                dataset=self._dataset,
-                unit=Unit.EXAMPLE,
-                run=self._run,
-                round=round_number,
-                budget=Budget(plan.epsilon_budget, plan.delta),
-                once=f"{self._run}/noise" if banded else "",
-            )
+            book(ledger, plan, dataset=self._dataset, run=self._run, round=round_number)
 
-    def summary(self, delta: float) -> LedgerSummary:
+    def summary(self, delta: float, unit: Unit) -> LedgerSummary:
         """What has been spent of this data set."""
         if not self._path.exists():
             return LedgerSummary(0.0, delta, 0)
         with Ledger.open(self._path) as ledger:
-            events = ledger.events(dataset=self._dataset, unit=Unit.EXAMPLE)
-            return LedgerSummary(ledger.spent(delta, dataset=self._dataset, unit=Unit.EXAMPLE), delta, len(events))
+            events = ledger.events(dataset=self._dataset, unit=unit)
+            return LedgerSummary(ledger.spent(delta, dataset=self._dataset, unit=unit), delta, len(events))
 
 
 def private_steps(
-    plan: PrivacyPlan, config: RunConfig, *, examples: int, values: int, round_number: int, store: NodeStore
+    plan: PrivacyPlan, config: RunConfig, *, owner: str, values: int, round_number: int, store: NodeStore
 ) -> tuple[PrivateSteps, Callable[[], None]]:
     """The steps of one round under the plan, and what must be called before the update leaves.
 
     Args:
         plan: of this client.
         config: of the run.
-        examples: how many the client holds.
+        owner: run and site, which fix the order of cyclic epochs.
         values: size of the noised vector.
         round_number: 1-based.
         store: keeps the memory of correlated noise at the site.
     """
     done = (round_number - 1) * plan.steps_per_round
-    sampler = _sampler(plan, examples, done, store)
     correlated: CorrelatedNoise | None = None
     if plan.mechanism is Mechanism.BANDED:
         state = store.get(_NOISE)
@@ -116,24 +107,26 @@ def private_steps(
     steps = PrivateSteps(
         plan,
         engine=config.privacy.engine,
-        sampler=sampler,
+        sampler=sampler_for(plan, key=owner.encode(), start=done),
         add_noise=add_noise,
         microbatch=config.train.microbatch,
     )
     return steps, settle
 
 
-def _sampler(plan: PrivacyPlan, examples: int, done: int, store: NodeStore) -> IndexSampler:
-    if plan.sampler is Sampler.POISSON:
-        return PoissonSampler(examples, plan.sampling_rate)
-    if plan.sampler is Sampler.FIXED_SIZE:
-        return FixedSizeSampler(examples, round(plan.sampling_rate * examples))
-    if plan.sampler is Sampler.SHUFFLED:
-        return ShuffledSampler(examples, plan.period)
-    if plan.sampler is Sampler.CYCLIC:
-        key = store.get("order")
-        if key is None:
-            key = os.urandom(32)
-            store.put("order", key)
-        return CyclicSampler(examples, plan.period, key, start=done)
-    return FullSampler(examples)
+def noised_update(plan: PrivacyPlan, config: RunConfig, update: Vector, spec: AdapterSpec) -> Vector:
+    """A whole update, clipped and noised at the client (local model). Book the plan before.
+
+    Args:
+        plan: of the client unit at the place ``update``.
+        config: of the run.
+        update: laid out by ``spec``.
+        spec: of the upload.
+
+    Raises:
+        PrivacyError: a value is not finite.
+    """
+    clipper = clipper_for(plan, config.privacy, spec)
+    result = clipper.clip(update).vector.copy()
+    add_gaussian_(result, clipper.noise_std(plan))
+    return result

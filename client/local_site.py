@@ -9,7 +9,7 @@ import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from client.batches import derive_seed
-from client.budget import SiteBudget, example_plan, private_steps
+from client.budget import SiteBudget, example_plan, noised_update, private_steps, update_plan
 from client.outcome import RoundOutcome, keep_outcome, order_key, recall_outcome
 from client.private import PrivateSteps
 from client.sealed import SealedStore
@@ -21,8 +21,9 @@ from mllm.tasks.base import ExampleSet
 from mllm.warm import WarmModel, warm_model, warm_task
 from privacy.secagg import FileGuard
 from privacy.secagg.simulated import simulated_identity, simulated_name, simulated_roster
+from privacy.terms import Unit
 from strategies.base import AdapterStrategy
-from strategies.registry import make_strategy
+from strategies.planner import plan as plan_strategy
 from umbel import __version__
 from umbel.config import RunConfig
 from umbel.errors import SiteError
@@ -57,7 +58,7 @@ class LocalSite(Site):
         # What budget was paid for must survive a restart; everything else may live with the run's messages.
         kept: NodeStore = store if config.privacy.unit == "none" else FileStore(self._folder)
         self._store = SealedStore(kept, derived("site store"), f"{self._run}/{self.name}")
-        self._strategy: AdapterStrategy = make_strategy(config.strategy.name)
+        self._strategy: AdapterStrategy = plan_strategy(config)
 
     @property
     def name(self) -> str:
@@ -129,8 +130,9 @@ class LocalSite(Site):
         if plan is not None:
             self._budget.reserve(plan, order.round)
             values = sum(spec.by_name[name].size for name in client.trainable)
+            owner = f"{self._run}/{self.name}"
             private, settle = private_steps(
-                plan, self._config, examples=len(examples), values=values, round_number=order.round, store=self._store
+                plan, self._config, owner=owner, values=values, round_number=order.round, store=self._store
             )
         seed = derive_seed("train", self._config.run.seed, self.name, order.round)
         result = Trainer(warm.tuned, warm.collator, self._config.train).train(
@@ -140,12 +142,16 @@ class LocalSite(Site):
             settle()
         local = warm.tuned.vector()
         update = client.finish(local, steps=result.steps, learning_rate=self._config.train.learning_rate)
+        whole = update_plan(self._config)
+        if whole is not None:
+            self._budget.reserve(whole, order.round)
+            update = noised_update(whole, self._config, update, self._strategy.upload_spec(spec, order.round))
         metrics = {
             "examples": float(len(examples)),
             "seen": result.seen,
             "seconds": time.perf_counter() - started,
         }
-        if result.loss is not None:
+        if result.loss is not None and whole is None:
             metrics["loss"] = result.loss
         outcome = RoundOutcome(key, update, self._strategy.upload_spec(spec, order.round).hash, metrics)
         self._keep(client.keep(local))
@@ -194,4 +200,7 @@ class LocalSite(Site):
 
     def ledger(self) -> LedgerSummary:
         """See Site."""
-        return self._budget.summary(self._config.privacy.delta)
+        privacy = self._config.privacy
+        if privacy.unit == "none":
+            return LedgerSummary(0.0, privacy.delta, 0)
+        return self._budget.summary(privacy.delta, Unit(privacy.unit))

@@ -70,6 +70,10 @@ class ExactAccumulator:
             work -= _ROUND
             self._sum[start : start + _TILE] += work
 
+    def total(self) -> npt.NDArray[np.float64]:
+        """The weighted sum, a copy; zeros when nothing was added."""
+        return self._sum * self._unit
+
     def mean(self) -> Vector:
         """The weighted mean as float32.
 

@@ -12,6 +12,7 @@ from coordinator.cohort import draw_cohort
 from coordinator.collect import Broadcast, Collected, Collector
 from coordinator.evaluation import Evaluator
 from coordinator.population import Participant
+from coordinator.privacy_record import PrivacyRecord
 from coordinator.run_folder import RunFolder
 from coordinator.tracking import Tracker, read_metrics
 from strategies.base import AdapterStrategy, StrategyState
@@ -38,6 +39,7 @@ class Federation:
         collector: Collector,
         evaluator: Evaluator,
         folder: RunFolder,
+        privacy: PrivacyRecord,
     ) -> None:
         self._config = config
         self._strategy = strategy
@@ -46,6 +48,7 @@ class Federation:
         self._collector = collector
         self._evaluator = evaluator
         self._folder = folder
+        self._privacy = privacy
         self._tracker = Tracker(folder.metrics)
 
     def begin(self, initial: Vector) -> Checkpoint:
@@ -96,13 +99,16 @@ class Federation:
             bytes_up=collected.bytes_up,
             bytes_down=collected.bytes_down,
             evaluation=evaluation,
+            privacy=self._privacy.spent(number),
             secagg=collected.secagg,
         )
         self._log(number, cohort, collected, evaluation, ended - started)
         return state
 
     def _cohort(self, number: int) -> list[Participant]:
-        return draw_cohort(self._config.federation, self._population, number, self._config.run.seed)
+        config = self._config
+        secret = config.privacy.unit == "client"
+        return draw_cohort(config.federation, self._population, number, config.run.seed, private=secret)
 
     def _broadcast(self, number: int, state: StrategyState) -> Broadcast:
         strategy, spec = self._strategy, self._spec
@@ -123,7 +129,7 @@ class Federation:
         survivors, minimum = len(collected.survivors), self._config.federation.minimum
         for reason, count in sorted(collected.rejected.items()):
             logger.warning("Round %d: %d replies were not used: %s", number, count, reason)
-        if survivors < minimum:
+        if survivors < minimum and not collected.noised:
             if self._config.federation.cohort == "poisson" and len(cohort) < minimum:
                 logger.warning("Round %d: the Poisson cohort has %d members; nothing changes", number, len(cohort))
                 return state

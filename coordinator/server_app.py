@@ -9,20 +9,25 @@ from importlib import metadata
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.collect import Collector, PlainCollector, SecureCollector
+from coordinator.central_dp import CentralMechanism
+from coordinator.collect import BookedCollector, Collector, PlainCollector, SecureCollector
 from coordinator.courier import Courier
 from coordinator.evaluation import Evaluator
 from coordinator.federation import Federation
 from coordinator.population import Participant, discover
+from coordinator.privacy_record import PrivacyRecord
 from coordinator.results import leave_results
 from coordinator.run_folder import RunFolder
 from coordinator.tracking import Tracker
 from mllm.tasks.base import Task
 from mllm.warm import WarmModel, warm_model, warm_task
+from privacy.plan import PrivacyPlan
+from privacy.secagg.agreement import client_plan
 from privacy.secagg.simulated import roster_of
 from strategies.base import AdapterStrategy
-from strategies.registry import make_strategy
+from strategies.planner import plan, plan_warnings
 from umbel import __version__
+from umbel.adapter import AdapterSpec
 from umbel.config import RunConfig
 from umbel.errors import UmbelError
 
@@ -41,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         config = RunConfig.from_flat(context.run_config)
-        strategy = make_strategy(config.strategy.name)
+        plan(config)
     except UmbelError as error:
         logger.error("%s", error)
         raise
@@ -52,8 +57,6 @@ def main(grid: Grid, context: Context) -> None:
             folder.fail(error)
             logger.error("%s", error)
             raise
-        finally:
-            del strategy
 
 
 def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
@@ -62,19 +65,27 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
         logger.info("Run %s is finished: %s", folder.id, folder.path)
         return
     started = time.perf_counter()
-    strategy = make_strategy(config.strategy.name)
+    strategy = plan(config)
+    for sentence in plan_warnings(config):
+        logger.warning("%s", sentence)
     task = warm_task(config)
     warm = warm_model(config)
     courier = Courier(grid)
     evaluator = Evaluator(warm, task, config.evaluate)
     spec, initial = warm.tuned.spec, warm.initial
     population = discover(courier, spec, config.federation)
-    collector = _collector(config, courier, strategy, population, folder)
-    federation = Federation(config, strategy, spec, population, collector, evaluator, folder)
+    upload = strategy.upload_spec(spec, 1)
+    promise = _client_plan(config, len(population), upload)
+    record = PrivacyRecord(config, folder.path, promise)
+    collector = _collector(config, courier, strategy, population, folder, promise, upload)
+    federation = Federation(config, strategy, spec, population, collector, evaluator, folder, record)
     checkpoint = federation.begin(initial)
     tracker = Tracker(folder.metrics)
     if checkpoint.round == 0:
-        tracker.start(**_facts(config, warm, task, len(population)), baseline=evaluator.everything(initial))
+        facts = _facts(config, warm, task, len(population))
+        secagg = collector.describe(_cohort_size(config, len(population)), upload.size)
+        baseline = evaluator.everything(initial)
+        tracker.start(**facts, privacy=record.promised(), secagg=secagg, baseline=baseline)
     state = federation.run(checkpoint)
     if config.evaluate.central:
         federation.central(initial)
@@ -88,16 +99,52 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     logger.info("Run %s has ended; its results lie in %s", folder.id, folder.path)
 
 
-def _collector(
-    config: RunConfig, courier: Courier, strategy: AdapterStrategy, population: list[Participant], folder: RunFolder
-) -> Collector:
+def _client_plan(config: RunConfig, population: int, upload: AdapterSpec) -> PrivacyPlan | None:
+    """The plan that the coordinator books, or None where there is none or every site books its own."""
+    if config.privacy.unit != "client" or config.privacy.place == "update":
+        return None
     if config.secagg.enabled:
-        return SecureCollector(courier, config, roster_of(p.site for p in population), run=folder.id)
-    return PlainCollector(
-        courier,
-        timeout=config.federation.timeout,
-        by_examples=config.federation.weights == "examples",
-        keep_uploads=not strategy.facts.linear,
+        return client_plan(config, _cohort_size(config, population), upload.size)
+    return PrivacyPlan.from_config(config)
+
+
+def _cohort_size(config: RunConfig, population: int) -> int:
+    return population if config.federation.cohort == "all" else min(config.federation.cohort_size, population)
+
+
+def _collector(
+    config: RunConfig,
+    courier: Courier,
+    strategy: AdapterStrategy,
+    population: list[Participant],
+    folder: RunFolder,
+    promise: PrivacyPlan | None,
+    upload: AdapterSpec,
+) -> Collector:
+    central: CentralMechanism | None = None
+    collector: Collector
+    if config.secagg.enabled:
+        collector = SecureCollector(courier, config, roster_of(p.site for p in population), run=folder.id)
+    else:
+        if promise is not None:
+            central = CentralMechanism(promise, config, upload)
+        collector = PlainCollector(
+            courier,
+            timeout=config.federation.timeout,
+            by_examples=config.federation.weights == "examples",
+            keep_uploads=not strategy.facts.linear,
+            central=central,
+        )
+    if promise is None:
+        return collector
+    return BookedCollector(
+        collector,
+        promise,
+        ledger=folder.path / "privacy.sqlite",
+        folder=folder.checkpoint,
+        dataset="population",
+        run=folder.id,
+        central=central,
     )
 
 

@@ -52,6 +52,7 @@ class Collected:
         bytes_up: payload received.
         bytes_down: payload sent.
         secagg: what the report says about secure aggregation, if it ran.
+        noised: the mean is a private release that must be used whoever survived, nobody included.
     """
 
     mean: Vector | None = None
@@ -63,6 +64,7 @@ class Collected:
     bytes_up: int = 0
     bytes_down: int = 0
     secagg: dict[str, Any] | None = None
+    noised: bool = False
 
     @property
     def rejections(self) -> int:
@@ -76,6 +78,15 @@ class Collected:
 
 class Collector(ABC):
     """Collects one round, streaming, with memory that does not grow with the cohort."""
+
+    def describe(self, cohort: int, length: int) -> dict[str, Any] | None:
+        """What the report says about secure aggregation before the first round; None for a plain collector.
+
+        Args:
+            cohort: clients invited a round.
+            length: values of an upload.
+        """
+        return None
 
     @abstractmethod
     def collect(self, cohort: Sequence[Participant], broadcast: Broadcast) -> Collected:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from flwr.app import RecordDict
 
 from coordinator.accumulator import ExactAccumulator
+from coordinator.central_dp import CentralMechanism
 from coordinator.collect.base import Broadcast, Collected, Collector
 from coordinator.courier import Courier
 from coordinator.population import Participant
 from strategies.base import Upload
 from umbel import wire
-from umbel.errors import AdapterError, WireError
+from umbel.errors import AdapterError, PrivacyError, WireError
 from umbel.wire import MessageType, TrainOrder, TrainReply
 
 _WEIGHT_UNIT = 4096.0
@@ -26,15 +27,23 @@ class PlainCollector(Collector):
         timeout: seconds for a round.
         by_examples: weigh by the client's number of examples instead of uniformly.
         keep_uploads: hold single uploads for a strategy that is not linear; memory then grows with the cohort.
+        central: clips each update and releases a noised sum, for a trusted coordinator (client-level privacy).
     """
 
     def __init__(
-        self, courier: Courier, *, timeout: float, by_examples: bool = False, keep_uploads: bool = False
+        self,
+        courier: Courier,
+        *,
+        timeout: float,
+        by_examples: bool = False,
+        keep_uploads: bool = False,
+        central: CentralMechanism | None = None,
     ) -> None:
         self._courier = courier
         self._timeout = timeout
         self._by_examples = by_examples
         self._keep = keep_uploads
+        self._central = central
 
     def collect(self, cohort: Sequence[Participant], broadcast: Broadcast) -> Collected:
         """See Collector. A reply with a wrong hash, length, value or weight is counted and never averaged."""
@@ -57,7 +66,7 @@ class PlainCollector(Collector):
                 update = wire.unpack_train_reply(reply.records)
                 collected.bytes_up += update.update.nbytes
                 self._use(update, member, broadcast, accumulator, collected)
-            except (AdapterError, WireError) as error:
+            except (AdapterError, PrivacyError, WireError) as error:
                 collected.reject(str(error))
                 continue
             collected.survivors.append(member.site)
@@ -70,7 +79,10 @@ class PlainCollector(Collector):
         collected.survivors.sort()
         if seen:
             collected.metrics["loss"] = loss / seen
-        if accumulator.count and not self._keep:
+        if self._central is not None and not broadcast.pooled:
+            collected.mean, collected.noised = self._central.release(accumulator), True
+            collected.metrics.pop("loss", None)  # the noise does not cover it
+        elif accumulator.count and not self._keep:
             collected.mean = accumulator.mean()
         return collected
 
@@ -93,6 +105,8 @@ class PlainCollector(Collector):
             if not weight > 0:
                 raise AdapterError(f"An update's weight is {weight}, expected a positive number: it has no data.")
             collected.uploads.append(Upload(reply.update, weight, member.rank))
+        elif self._central is not None and not broadcast.pooled:
+            accumulator.add(self._central.clip(reply.update), weight)
         else:
             accumulator.add(reply.update, weight)
 

@@ -19,7 +19,7 @@ from coordinator.collect.base import Broadcast, Collected, Collector
 from coordinator.collect.plain import PlainCollector
 from coordinator.courier import Courier
 from coordinator.population import Participant
-from privacy.secagg import Aggregate, Roster, SecAggCoordinator
+from privacy.secagg import Aggregate, Roster, SecAggCoordinator, SecAggParameters
 from privacy.secagg.agreement import agree, round_context, site_id
 from umbel import wire
 from umbel.config import RunConfig
@@ -44,6 +44,14 @@ class SecureCollector(Collector):
         self._config = config
         self._roster = roster
         self._run = run
+
+    def describe(self, cohort: int, length: int) -> dict[str, Any] | None:
+        """See Collector.
+
+        Raises:
+            SecAggError: such a cohort cannot aggregate securely.
+        """
+        return _public(agree(self._config, cohort, length))
 
     def collect(self, cohort: Sequence[Participant], broadcast: Broadcast) -> Collected:
         """See Collector. A round that aborts ``secagg.attempts`` times has no survivors."""
@@ -197,15 +205,16 @@ class _Attempt:
         collected.secagg = self._report(aggregate)
 
     def _report(self, aggregate: Aggregate) -> dict[str, Any]:
-        parameters = self.parameters
-        return {
-            "threshold": parameters.threshold,
-            "mode": parameters.mode,
-            "minimum": parameters.minimum,
-            "corrupt": parameters.corrupt,
-            "bits": parameters.bits,
-            "cohort": parameters.n,
-            "threat_model": parameters.threat_model,
-            "late": aggregate.late,
-            "stages": self._stages,
-        }
+        return {**_public(self.parameters), "late": aggregate.late, "stages": self._stages}
+
+
+def _public(parameters: SecAggParameters) -> dict[str, Any]:
+    return {
+        "threshold": parameters.threshold,
+        "mode": parameters.mode,
+        "minimum": parameters.minimum,
+        "corrupt": parameters.corrupt,
+        "bits": parameters.bits,
+        "cohort": parameters.n,
+        "threat_model": parameters.threat_model,
+    }
