@@ -14,7 +14,7 @@ PACKAGES = ("umbel", "mllm", "privacy", "strategies", "client", "coordinator")
 
 def tracked() -> list[str]:
     """Paths of all files under version control; outside a clone, of all files of the project's own folders."""
-    found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
+    found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if found.returncode == 0:
         return sorted(name for name in found.stdout.split("\0") if name and (ROOT / name).is_file())
     top = [ROOT / name for name in (*PACKAGES, "simulations", "deploy", "tests", "benchmarks", "docs")]

@@ -1,0 +1,86 @@
+"""Whole runs on real Flower processes: SuperLink, simulation runtime, ServerApp and Ray actors."""
+
+import random
+import secrets
+import time
+
+import numpy as np
+import pytest
+
+from tests.e2e.real_run import PATIENCE, World, adapter, kill_everything, nothing_left
+from tests.federated import options, run_in_memory
+
+pytestmark = [pytest.mark.flower, pytest.mark.slow]
+
+ROUNDS = 6
+
+
+def flat(tiny_root, root, **changes):
+    return options(tiny_root, federation__rounds=ROUNDS, **changes) | {"run.directory": str(root / "runs")}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(app, tiny_root, tmp_path_factory):
+    """One unbroken run."""
+    world = World(app, tmp_path_factory.mktemp("whole"), secrets.token_hex(8))
+    with nothing_left(world):
+        done = world.run(flat(tiny_root, world.root, run__id="whole"))
+    assert done.returncode == 0, done.stderr + world.log_tail()
+    return world, done
+
+
+def test_a_real_run_leaves_its_results(whole):
+    world, done = whole
+    folder, metrics = world.folder("whole"), world.metrics("whole")
+    for name in ("config.toml", "metrics.jsonl", "report.html", "adapter/adapter_config.json", "adapter/README.md"):
+        assert (folder / name).stat().st_size > 0
+    assert not (folder / "error.json").exists()
+    assert [line.round for line in metrics.rounds] == list(range(1, ROUNDS + 1))
+    assert [(line.survivors, line.missing, line.rejected) for line in metrics.rounds] == [(4, 0, 0)] * ROUNDS
+    assert metrics.end is not None
+    assert metrics.rounds[-1].train_loss < metrics.rounds[0].train_loss
+    assert str(folder / "report.html") in done.stdout
+    assert "Traceback" not in done.stderr
+    assert list((world.home / "flower" / "sessions").iterdir()) == []
+
+
+def test_it_is_bit_identical_to_the_run_over_the_in_memory_grid(whole, tiny_root, tmp_path):
+    world, _ = whole
+    path = run_in_memory(flat(tiny_root, tmp_path, run__id="memory"))
+    assert same(adapter(world.folder("whole")), adapter(path))
+    other = run_in_memory(flat(tiny_root, tmp_path, run__id="other", run__seed=1))
+    assert not same(adapter(world.folder("whole")), adapter(other))
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
+def test_a_run_whose_every_process_is_killed_resumes_bit_identically(whole, world, tiny_root, seed):
+    changed = flat(tiny_root, world.root, run__id="killed")
+    process = world.start(changed)
+    chance = random.Random(seed)
+    finished = chance.randint(1, ROUNDS - 2)
+    deadline = time.monotonic() + PATIENCE
+    while len(rounds := world.metrics("killed").rounds) < finished:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, world.log_tail()
+        time.sleep(0.02)
+    time.sleep(chance.random() * rounds[-1].seconds["total"])  # anywhere in the round that follows
+    killed = kill_everything(world)
+    process.communicate()
+    for what in ("umbel.cli.main", "flower-superlink", "flwr-simulation", "raylet", "ClientAppActor"):
+        assert any(what in command for command in killed), (what, killed)
+    before = world.metrics("killed")
+    assert len(before.rounds) >= finished
+    assert before.end is None
+
+    with nothing_left(world):
+        done = world.run(changed)
+    assert done.returncode == 0, done.stderr + world.log_tail()
+    assert "Resuming run killed" in done.stderr
+    after = world.metrics("killed")
+    assert [line.round for line in after.rounds] == list(range(1, ROUNDS + 1))
+    assert after.end is not None
+    assert same(adapter(whole[0].folder("whole")), adapter(world.folder("killed")))
