@@ -19,6 +19,8 @@ from umbel.wire import MessageType, Refusal, unpack_refusal
 PULL_AT_ONCE = 4
 """Replies that may be in memory together."""
 
+_REASON = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -30,8 +32,9 @@ class Reply:
 
     @property
     def reason(self) -> str:
-        """Why there are no records."""
-        return self.refusal.message if self.refusal else ""
+        """Why there are no records: one line of at most 300 characters, whatever a node or its runtime said."""
+        text = " ".join(self.refusal.message.split()) if self.refusal else ""
+        return text if len(text) <= _REASON else text[: _REASON - 1] + "…"
 
 
 class Courier:

@@ -18,6 +18,7 @@ from coordinator.population import Participant, discover
 from coordinator.privacy_record import PrivacyRecord
 from coordinator.results import leave_results
 from coordinator.run_folder import RunFolder
+from coordinator.supported import check_privacy, check_supported
 from coordinator.tracking import Tracker
 from mllm.tasks.base import Task
 from mllm.warm import WarmModel, warm_model, warm_task
@@ -46,7 +47,8 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         config = RunConfig.from_flat(context.run_config)
-        plan(config)
+        check_supported(config, plan(config))
+        check_privacy(config)
     except UmbelError as error:
         logger.error("%s", error)
         raise

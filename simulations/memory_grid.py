@@ -40,7 +40,7 @@ class MemoryGrid(Grid):
         *,
         fault: Fault | None = None,
     ) -> None:
-        if TaskIdentity._run_id is None:  # Flower's Message asks the process which run it belongs to
+        if getattr(TaskIdentity, "_run_id", None) is None:  # a Message asks its process which run it belongs to
             TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
         self._client = client
         self._fault = fault
