@@ -6,6 +6,7 @@ time and hands each on before it asks for the next, so memory does not grow with
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,21 @@ def _release(reply: Reply) -> None:
 
 def _reply(node: int, message: Message) -> Reply:
     if message.has_error():
-        return Reply(node, None, Refusal(int(message.error.code), message.error.reason or "the node failed"))
+        return Reply(node, None, Refusal(int(message.error.code), _cause(message.error.reason or "")))
     refusal = unpack_refusal(message.content)
     return Reply(node, None, refusal) if refusal else Reply(node, message.content)
+
+
+def _cause(report: str) -> str:
+    """What made a node fail, out of Flower's report: without traceback, paths and process numbers of the node.
+
+    The last line of a report with a traceback, else its first line; the same for every node with the same trouble.
+    """
+    lines = [line for line in map(str.strip, report.splitlines()) if line]
+    if not lines:
+        return "the node failed"
+    kind = re.match(r"<class '(?:[\w.]*\.)?(\w+)[^']*'>:<'", lines[0])
+    if any(line.startswith("File ") for line in lines):
+        return lines[-1].rpartition("occurred. Message: ")[2].removesuffix("'>")
+    told = lines[0].removesuffix("'>")
+    return f"{kind.group(1)}: {told[kind.end() :]}" if kind else told

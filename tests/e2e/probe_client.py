@@ -1,11 +1,13 @@
 """The real ClientApp with a probe: notes every message that arrives, and dies where ``faults.json`` says.
 
 A test puts this file into a copy of the app as its ClientApp. In ``UMBEL_ROOT`` it appends to ``probe.jsonl`` and
-reads ``faults.json``: message type to the partitions whose process is killed over such a message.
+reads ``faults.json``, a list of ``{"kind": message type, "partition": who, "nth": over which of them, or 0 for every,
+"how": what dies}``. What dies is
 
-Flower's simulation puts an actor that died back into its pool, where it fails every later message of anyone. So the
-death is that of a child process which does the client's whole work and is killed before it can answer: what it did
-to files stays, its answer and its memory are lost, and the coordinator gets Flower's error reply.
+- ``work``: a child process that does the client's whole work and is killed before it can answer. What it did to files
+  stays, its answer and its memory are lost, and the coordinator gets an error reply, as in a deployment.
+- ``actor``: the process that Flower runs clients in. Its simulation puts an actor that died back into the pool, where
+  it fails every message of anyone that it is given, at once.
 """
 
 from __future__ import annotations
@@ -27,15 +29,25 @@ class ProbedApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answers as the real app does, unless this is where the client dies."""
         root = Path(os.environ["UMBEL_ROOT"])
-        partition, kind = context.node_config["partition-id"], message.metadata.message_type
-        faults = root / "faults.json"
-        dies = faults.is_file() and partition in json.loads(faults.read_text()).get(kind, [])
-        line = json.dumps({"partition": partition, "kind": kind, "dies": dies}) + "\n"
+        partition, kind = int(context.node_config["partition-id"]), message.metadata.message_type
+        how = _fault(root, partition, kind)
         with (root / "probe.jsonl").open("a") as stream:
-            stream.write(line)
-        if dies:
+            stream.write(json.dumps({"partition": partition, "kind": kind, "dies": bool(how)}) + "\n")
+        if how == "actor":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "work":
             raise RuntimeError(_killed_at_work(message, context))
         return real(message, context)
+
+
+def _fault(root: Path, partition: int, kind: str) -> str:
+    noted = (root / "probe.jsonl").read_text().splitlines() if (root / "probe.jsonl").is_file() else []
+    before = sum((line["partition"], line["kind"]) == (partition, kind) for line in map(json.loads, noted))
+    faults = json.loads((root / "faults.json").read_text()) if (root / "faults.json").is_file() else []
+    for fault in faults:
+        if (fault["partition"], fault["kind"]) == (partition, kind) and fault["nth"] in (0, before + 1):
+            return str(fault["how"])
+    return ""
 
 
 def _killed_at_work(message: Message, context: Context) -> str:

@@ -12,9 +12,9 @@ from coordinator.server_app import app as server_app
 from simulations.memory_grid import MemoryGrid
 from tests.e2e.checkout import ROOT
 from tests.e2e.real_run import nothing_left
-from tests.federated import options
+from tests.federated import options, run_in_memory
 from umbel.config import RunConfig
-from umbel.errors import UmbelError
+from umbel.errors import FederationError, UmbelError
 
 
 def unknown_model(flat, tmp_path):
@@ -68,6 +68,21 @@ def test_the_server_app_says_one_sentence_before_it_sends_a_message(tiny_root, t
 
 def one_sentence(text):
     return "\n" not in text and "Traceback" not in text and text[-1] in ".?" and not re.search(r"[.?] [A-Z]", text)
+
+
+def test_what_a_failing_client_says_never_breaks_the_sentence(tiny_root, tmp_path):
+    def client(message, context):
+        if message.metadata.message_type == "train":
+            raise RuntimeError("first line\nsecond line " + 600 * "x")
+        return client_app(message, context)
+
+    flat = options(tiny_root) | {"run.directory": str(tmp_path / "runs"), "run.id": "bad"}
+    with pytest.raises(FederationError) as caught:
+        run_in_memory(flat, client=client)
+    assert documented(caught.value.exit_code)
+    assert "\n" not in str(caught.value)
+    assert "second line xxx" in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.flower

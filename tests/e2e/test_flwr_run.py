@@ -1,5 +1,6 @@
 """Whole runs on real Flower processes: SuperLink, simulation runtime, ServerApp and Ray actors."""
 
+import json
 import random
 import secrets
 import time
@@ -84,3 +85,27 @@ def test_a_run_whose_every_process_is_killed_resumes_bit_identically(whole, worl
     assert [line.round for line in after.rounds] == list(range(1, ROUNDS + 1))
     assert after.end is not None
     assert same(adapter(whole[0].folder("whole")), adapter(world.folder("killed")))
+
+
+def test_a_killed_ray_actor_ends_the_run_in_one_sentence_and_it_resumes(whole, probed_world, tiny_root):
+    """Flower's simulation does not replace the actor; umbel run names what happened, and a second run goes on."""
+    world = probed_world
+    changed = flat(tiny_root, world.root, run__id="actor", federation__minimum=4)
+    fault = {"kind": "train", "partition": 2, "nth": 3, "how": "actor"}
+    (world.root / "faults.json").write_text(json.dumps([fault]))
+    with nothing_left(world):
+        done = world.run(changed)
+    assert done.returncode == 75, done.stderr + world.log_tail()
+    (sentence,) = [line for line in done.stderr.splitlines() if not line.startswith(("round ", "Starting "))]
+    assert sentence.startswith("Round 3 ended with ")
+    assert "run again with the same run.id to resume" in sentence
+    assert "ActorDiedError" in sentence
+    assert [line["dies"] for line in world.probed()].count(True) == 1
+    assert [line.round for line in world.metrics("actor").rounds] == [1, 2]
+    assert not (world.folder("actor") / "adapter").exists()
+
+    with nothing_left(world):
+        done = world.run(changed)
+    assert done.returncode == 0, done.stderr + world.log_tail()
+    assert "Resuming run actor" in done.stderr
+    assert same(adapter(whole[0].folder("whole")), adapter(world.folder("actor")))
