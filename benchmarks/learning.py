@@ -28,10 +28,7 @@ def main() -> None:
         "central": central["evaluation"]["private"]["accuracy"],
         "seconds": end["seconds"],
         "what_colour": colour[0] / max(colour[1], 1),
-        "public": {
-            "base": start["baseline"]["public"]["accuracy"],
-            "federated": end["evaluation"]["public"]["accuracy"],
-        },
+        "public": public,
     }
     finish(figures, as_json=arguments.json)
 

@@ -18,11 +18,11 @@ def demo(
         typer.Option("-c", "--config", metavar="KEY=VALUE", help="Change an option; may be repeated."),
     ] = None,
 ) -> None:
-    """Run the built-in example: 20 clients, 8 rounds, easy-VQA, all options at their defaults.
+    """Run the built-in example: 20 clients, 8 rounds, easy-VQA, all options at their defaults, and a central comparison.
 
     The base model is built first where that has not happened yet.
     """
-    settled = plan(options or [], None, None, prefix="demo-")
+    settled = plan(["evaluate.central=true", *(options or [])], None, None, prefix="demo-")
     if settled.config.model.name == "demo":
         _prepare()
     execute(settled)

@@ -42,5 +42,5 @@ class PrivacyConfig(Section):
     """Learning rate of the adaptive clipping norm, in log space."""
     quantile_noise: float = Field(default=2.0, gt=0, alias="quantile-noise", allow_inf_nan=False)
     """Standard deviation of the noise on the count of updates within the norm."""
-    engine: Literal["auto", "bookkeeping", "loop", "opacus"] = "auto"
+    engine: Literal["auto", "bookkeeping", "loop", "opacus", "opacus-ghost"] = "auto"
     """Per-example gradient engine."""
