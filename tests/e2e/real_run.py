@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,20 +98,21 @@ class World:
         return list(found.values())
 
 
-def kill_everything(world: World) -> list[str]:
-    """SIGKILL to every process of the world at once, as a power cut would; returns what was killed."""
-    killed: list[str] = []
-    for _ in range(3):  # what was being started in between
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to all of them at once, as a power cut would."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGKILL)
+
+
+def kill_everything(world: World) -> None:
+    """SIGKILL to whatever came of the world, until nothing is left."""
+    for _ in range(5):  # what was being started in between
         processes = world.processes()
-        for process in processes:
-            with contextlib.suppress(psutil.Error):
-                command = " ".join(process.cmdline())
-                process.send_signal(signal.SIGKILL)
-                killed.append(command)
         if not processes:
-            break
+            return
+        kill(processes)
         psutil.wait_procs(processes, timeout=10)
-    return killed
 
 
 @contextlib.contextmanager

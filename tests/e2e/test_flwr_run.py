@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from tests.e2e.real_run import PATIENCE, World, adapter, kill_everything, nothing_left
+from tests.e2e.real_run import PATIENCE, World, adapter, kill, kill_everything, nothing_left
 from tests.federated import options, run_in_memory
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
-ROUNDS = 6
+ROUNDS = 8
 
 
 def flat(tiny_root, root, **changes):
@@ -57,22 +57,32 @@ def test_it_is_bit_identical_to_the_run_over_the_in_memory_grid(whole, tiny_root
     assert not same(adapter(world.folder("whole")), adapter(other))
 
 
+def wait_for(happened, process, world):
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, world.log_tail()
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
 def test_a_run_whose_every_process_is_killed_resumes_bit_identically(whole, world, tiny_root, seed):
     changed = flat(tiny_root, world.root, run__id="killed")
     process = world.start(changed)
+    wait_for(lambda: world.metrics("killed").start, process, world)  # by then every process there will be is there
+    victims = world.processes()
+    commands = [" ".join(victim.cmdline()) for victim in victims if victim.is_running()]
+    for what in ("umbel.cli.main", "flower-superlink", "flwr-simulation", "raylet"):
+        assert any(what in command for command in commands), (what, commands)
     chance = random.Random(seed)
-    finished = chance.randint(1, ROUNDS - 2)
-    deadline = time.monotonic() + PATIENCE
-    while len(rounds := world.metrics("killed").rounds) < finished:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, world.log_tail()
-        time.sleep(0.02)
-    time.sleep(chance.random() * rounds[-1].seconds["total"])  # anywhere in the round that follows
-    killed = kill_everything(world)
+    finished = chance.randint(1, ROUNDS // 2)
+    wait_for(lambda: len(world.metrics("killed").rounds) >= finished, process, world)
+    usual = world.metrics("killed").rounds[-1].seconds["total"]
+    time.sleep(chance.random() * usual)  # anywhere in the round that follows
+    kill(victims)
+    kill_everything(world)
     process.communicate()
-    for what in ("umbel.cli.main", "flower-superlink", "flwr-simulation", "raylet", "ClientAppActor"):
-        assert any(what in command for command in killed), (what, killed)
+    assert world.processes() == []
     before = world.metrics("killed")
     assert len(before.rounds) >= finished
     assert before.end is None
