@@ -44,7 +44,9 @@ class PrivacyRecord:
         sites = self._sites()
         if sites:
             worst = max(sites.values())
-            return {**self._terms(), "epsilon": worst, "sites": sites, "statement": self._promise(worst)}
+            between = f" By client: epsilon {_up(min(sites.values()))} to {_up(worst)}, by its number of examples."
+            statement = self._promise(worst) + (between if len(set(sites.values())) > 1 else "")
+            return {**self._terms(), "epsilon": worst, "sites": sites, "statement": statement}
         if self._plan is not None:
             return {**self._terms(), "epsilon": self._plan.epsilon(rounds), "statement": self._plan.statement(rounds)}
         return {**self._terms(), "epsilon": privacy.epsilon, "statement": self._promise()}

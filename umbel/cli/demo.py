@@ -18,7 +18,7 @@ def demo(
         typer.Option("-c", "--config", metavar="KEY=VALUE", help="Change an option; may be repeated."),
     ] = None,
 ) -> None:
-    """Run the built-in example: 20 clients, 8 rounds, easy-VQA, all options at their defaults, and a central comparison.
+    """Run the built-in example: 20 clients, 8 rounds, easy-VQA, default options, and a central comparison.
 
     The base model is built first where that has not happened yet.
     """
