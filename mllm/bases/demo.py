@@ -3,6 +3,9 @@
 Two stages, both on public images (see :mod:`mllm.tasks.easy_vqa`): the encoder alone learns colour and shape
 labels, then encoder, projector and language model learn the questions together. Without the first stage the whole
 stays for long at what the questions alone give away.
+
+Labels alone would let the encoder forget what does not part the public colours, and gray would become teal for good.
+So both stages also predict the shape's RGB value: a general-purpose encoder would keep it too.
 """
 
 from __future__ import annotations
@@ -108,8 +111,9 @@ def train(recipe: Recipe, progress: Progress) -> DemoModel:
     with _settled(recipe):
         demo = untrained(recipe, words(examples))
         generator = torch.Generator().manual_seed(recipe.seed + 1)
-        _train_encoder(demo, examples, recipe, generator, progress)
-        _train_jointly(demo, examples, recipe, generator, progress)
+        sight = _Sight(demo, examples, recipe.channels[-1])
+        _train_encoder(sight, recipe, generator, progress)
+        _train_jointly(demo, sight, examples, recipe, generator, progress)
     demo.model.eval()
     return demo
 
@@ -128,44 +132,75 @@ def measure(demo: DemoModel) -> dict[str, Any]:
     }
 
 
-def _train_encoder(
-    demo: DemoModel, examples: ExampleSet, recipe: Recipe, generator: torch.Generator, progress: Progress
-) -> None:
-    """Colour and shape from the maximum over tokens: one small shape lights up few of them, a mean would drown it."""
-    sources, colours, shapes = _labels(examples)
-    pixels = demo.processor.pixel_values([source.open() for source in sources])
-    tower: Any = demo.model.vision_tower
-    width = recipe.channels[-1]
-    heads = nn.ModuleDict({"colour": nn.Linear(width, len(_COLOURS)), "shape": nn.Linear(width, 3)})
+class _Sight:
+    """What both stages ask of the encoder: colour and shape labels, and the shape's RGB value."""
 
-    def loss(batch: Tensor) -> Tensor:
-        features = tower(pixel_values=pixels[batch]).last_hidden_state.amax(dim=1)
-        colour = F.cross_entropy(heads["colour"](features), colours[batch])
-        known = shapes[batch] >= 0
-        shape = F.cross_entropy(heads["shape"](features), shapes[batch].clamp(min=0), reduction="none")
+    def __init__(self, demo: DemoModel, examples: ExampleSet, width: int) -> None:
+        self.sources, self.colours, self.shapes = _labels(examples)
+        self.values = torch.tensor([easy_vqa.PALETTE[name] for name in _COLOURS]) / 127.5 - 1.0
+        self.pixels = demo.processor.pixel_values([source.open() for source in self.sources])
+        self.place = {source: index for index, source in enumerate(self.sources)}
+        self.tower: Any = demo.model.vision_tower
+        sizes = {"colour": len(_COLOURS), "shape": len(easy_vqa.SHAPES), "rgb": 3}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The encoder's tokens, float32 [n, tokens, channels], of the images at these places."""
+        tokens: Tensor = self.tower(pixel_values=self.pixels[images]).last_hidden_state
+        return tokens
+
+    def label_loss(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Cross-entropy of colour and, where known, of shape."""
+        features = self.pool(tokens)
+        colour = F.cross_entropy(self.heads["colour"](features), self.colours[images])
+        known = self.shapes[images] >= 0
+        shape = F.cross_entropy(self.heads["shape"](features), self.shapes[images].clamp(min=0), reduction="none")
         return colour + (shape * known).sum() / known.sum().clamp(min=1)
 
-    parameters = [*tower.parameters(), *heads.parameters()]
+    def value_loss(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Squared error of the RGB value, scaled to -1..1."""
+        return F.mse_loss(self.heads["rgb"](self.pool(tokens)), self.values[self.colours[images]])
+
+    @staticmethod
+    def pool(tokens: Tensor) -> Tensor:
+        """The maximum over tokens: one small shape lights up few of them, a mean would drown it."""
+        return tokens.amax(dim=1)
+
+
+def _train_encoder(sight: _Sight, recipe: Recipe, generator: torch.Generator, progress: Progress) -> None:
+    def loss(images: Tensor) -> Tensor:
+        tokens = sight.tokens(images)
+        return sight.label_loss(tokens, images) + sight.value_loss(tokens, images)
+
+    parameters = [*sight.tower.parameters(), *sight.heads.parameters()]
     _descend(
-        "encoder", parameters, loss, len(sources), recipe.encoder_steps, recipe.encoder_batch, recipe.encoder_rate,
-        recipe, generator, progress,
+        "encoder", parameters, loss, len(sight.sources), recipe.encoder_steps, recipe.encoder_batch,
+        recipe.encoder_rate, recipe, generator, progress,
     )  # fmt: skip
 
 
 def _train_jointly(
-    demo: DemoModel, examples: ExampleSet, recipe: Recipe, generator: torch.Generator, progress: Progress
+    demo: DemoModel, sight: _Sight, examples: ExampleSet, recipe: Recipe, generator: torch.Generator, progress: Progress
 ) -> None:
     collator = Collator(demo.processor)
     model: Any = demo.model
     model.train()
 
     def loss(chosen: Tensor) -> Tensor:
-        batch = collator([examples[int(i)] for i in chosen])
-        return per_example_loss(model(**batch.inputs).logits, batch.labels).mean()
+        picked = [examples[int(i)] for i in chosen]
+        batch = collator(picked)
+        ids = batch.inputs["input_ids"]
+        images = torch.tensor([sight.place[e.images[0]] for e in picked])
+        tokens = sight.tokens(images)
+        marks = (ids == model.config.image_token_id).unsqueeze(-1)
+        embeds = model.get_input_embeddings()(ids).masked_scatter(marks, model.projector(tokens))
+        logits = model(inputs_embeds=embeds, attention_mask=batch.inputs["attention_mask"]).logits
+        return per_example_loss(logits, batch.labels).mean() + sight.value_loss(tokens, images)
 
+    parameters = [*model.parameters(), *sight.heads["rgb"].parameters()]
     _descend(
-        "joint", list(model.parameters()), loss, len(examples), recipe.joint_steps, recipe.joint_batch,
-        recipe.joint_rate, recipe, generator, progress,
+        "joint", parameters, loss, len(examples), recipe.joint_steps, recipe.joint_batch, recipe.joint_rate,
+        recipe, generator, progress,
     )  # fmt: skip
 
 

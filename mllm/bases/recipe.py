@@ -16,15 +16,15 @@ class Recipe:
         channels, stem_stride: of the residual encoder; a 64 x 64 image becomes 4 x 4 tokens.
         width, layers, heads, intermediate: of the Llama-type language model; widths are multiples of 64, the
             block of NF4.
-        encoder_steps, encoder_batch, encoder_rate: stage one, colour and shape labels.
-        joint_steps, joint_batch, joint_rate: stage two, questions and answers.
+        encoder_steps, encoder_batch, encoder_rate: stage one, colour and shape labels and the colour's value.
+        joint_steps, joint_batch, joint_rate: stage two, questions and answers, everything trained.
         weight_decay: of AdamW, both stages.
         warmup: share of a stage's steps in which the rate rises; it falls along a cosine afterwards.
         seed: of weights and batches.
         threads: CPU threads, fixed because sums split over threads round differently.
     """
 
-    version: int = 1
+    version: int = 3
     image_size: int = 64
     channels: tuple[int, ...] = (32, 64, 128)
     stem_stride: int = 2
@@ -32,10 +32,10 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     intermediate: int = 256
-    encoder_steps: int = 400
+    encoder_steps: int = 350
     encoder_batch: int = 64
     encoder_rate: float = 2e-3
-    joint_steps: int = 700
+    joint_steps: int = 600
     joint_batch: int = 96
     joint_rate: float = 1e-3
     weight_decay: float = 0.05
