@@ -22,6 +22,8 @@ from umbel.errors import FederationError
 
 logger = logging.getLogger("flwr.umbel")
 
+_WORKER_DIED = "ActorDiedError"  # Ray's own name in a node's report
+
 
 class Federation:
     """One run over a population that is already known.
@@ -127,6 +129,12 @@ class Federation:
         self, number: int, cohort: Sequence[Participant], collected: Collected, state: StrategyState
     ) -> StrategyState:
         survivors, minimum = len(collected.survivors), self._config.federation.minimum
+        died = next((reason for reason in collected.rejected if _WORKER_DIED in reason), None)
+        if died is not None:  # Flower keeps a dead worker in its pool, where it fails every client it is given
+            raise FederationError(
+                f"A worker process of the simulation died in round {number}, perhaps for lack of memory: run again with "
+                f"the same run.id to resume with fresh workers. Its end: {died}"
+            )
         for reason, count in sorted(collected.rejected.items()):
             logger.warning("Round %d: %d replies were not used: %s", number, count, reason)
         if survivors < minimum and not collected.noised:

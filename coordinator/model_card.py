@@ -19,17 +19,31 @@ def write_model_card(folder: Path) -> Path:
     Raises:
         RunError: config or metrics cannot be read, or the card cannot be written.
     """
-    card = render_model_card(folder.name, read_config(folder), read_metrics(folder / METRICS))
+    card = render_model_card(
+        folder.name, read_config(folder), read_metrics(folder / METRICS), composed=_is_composed(folder / "adapter")
+    )
     path = folder / "adapter" / "README.md"
     write_atomic(path, card.encode())
     return path
 
 
-def render_model_card(run_id: str, config: RunConfig, metrics: Metrics) -> str:
-    """The card as Markdown with YAML front matter."""
+def render_model_card(run_id: str, config: RunConfig, metrics: Metrics, *, composed: bool = False) -> str:
+    """The card as Markdown with YAML front matter.
+
+    Args:
+        run_id: the card's title.
+        config: of the run.
+        metrics: so far.
+        composed: the base is of umbel's own model class, which must be registered before it is loaded.
+    """
     summary = summarize(metrics)
     parts = [_front_matter(config, metrics), f"# {run_id}\n", _intro(config, metrics, summary)]
-    parts += [_load(config), _figures(summary), _data(config, metrics), _privacy(metrics, summary)]
+    parts += [
+        _load(config, composed or config.model.name == "demo"),
+        _figures(summary),
+        _data(config, metrics),
+        _privacy(metrics, summary),
+    ]
     parts += [_configuration(config), _versions(metrics)]
     return "\n".join(parts)
 
@@ -61,16 +75,25 @@ def _intro(config: RunConfig, metrics: Metrics, summary: Summary) -> str:
     )
 
 
-def _load(config: RunConfig) -> str:
+def _is_composed(adapter: Path) -> bool:
+    """Whether the adapter's base is of umbel's own class, as the PEFT configuration beside it says."""
+    try:
+        body = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        return str((body.get("auto_mapping") or {}).get("parent_library", "")).startswith("mllm")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _load(config: RunConfig, composed: bool) -> str:
     # A base that umbel made needs its classes registered; any hub checkpoint loads with transformers alone.
+    register = "import mllm  # registers the base's model class\n" if composed else ""
     note = (
-        "\n`demo` is a base that umbel builds: `import mllm` registers its classes, and "
-        '`mllm.bases.locate("demo")` gives the directory to load.\n'
+        '\n`demo` is a base that umbel builds: `mllm.bases.locate("demo")` gives the directory to load.\n'
         if config.model.name == "demo"
         else ""
     )
     return (
-        "## How to load it\n\n```python\nfrom peft import PeftModel\n"
+        f"## How to load it\n\n```python\n{register}from peft import PeftModel\n"
         "from transformers import AutoModelForImageTextToText\n\n"
         "base = AutoModelForImageTextToText.from_pretrained(BASE)  # the base named above\n"
         'model = PeftModel.from_pretrained(base, "adapter")  # this directory\n'
