@@ -16,7 +16,7 @@ from client.sealed import SealedStore
 from client.secure import SecureRound
 from client.site import LedgerSummary, Site
 from client.store import FileStore, NodeStore
-from client.trainer import Trainer
+from client.trainer import Trainer, learning_rate
 from mllm.tasks.base import ExampleSet
 from mllm.warm import WarmModel, warm_model, warm_task
 from privacy.secagg import FileGuard
@@ -135,13 +135,17 @@ class LocalSite(Site):
                 plan, self._config, owner=owner, values=values, round_number=order.round, store=self._store
             )
         seed = derive_seed("train", self._config.run.seed, self.name, order.round)
+        rounds = self._config.federation.rounds
+        span = ((order.round - 1) / rounds, order.round / rounds)
         result = Trainer(warm.tuned, warm.collator, self._config.train).train(
-            examples, client, seed=seed, amount=order.amount, private=private
+            examples, client, seed=seed, amount=order.amount, private=private, span=span
         )
         if settle is not None:
             settle()
         local = warm.tuned.vector()
-        update = client.finish(local, steps=result.steps, learning_rate=self._config.train.learning_rate)
+        update = client.finish(
+            local, steps=result.steps, learning_rate=learning_rate(self._config.train, sum(span) / 2)
+        )
         whole = update_plan(self._config)
         if whole is not None:
             self._budget.reserve(whole, order.round)

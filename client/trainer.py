@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mllm.tasks.collate import Collator
 
 Parameters = dict[str, torch.nn.Parameter]
+_FLOOR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Trainer:
         seed: int,
         amount: int = 0,
         private: PrivateSteps | None = None,
+        span: tuple[float, float] = (0.0, 1.0),
     ) -> TrainResult:
         """Loads ``client.start`` and runs one round's local steps.
 
@@ -71,6 +74,7 @@ class Trainer:
             seed: fixes batches and dropout (never noise).
             amount: overrides ``train.amount`` when positive.
             private: example-level DP-SGD; its plan's sampler then draws the batches.
+            span: where this round lies in the whole run, as shares of it; places the learning rate's schedule.
 
         Raises:
             DataError: there are no examples.
@@ -79,7 +83,7 @@ class Trainer:
         steps = steps_for(self._config, len(examples), amount)
         self._tuned.load(client.start)
         with self._session(seed, client.trainable) as parameters:
-            step = _Step(parameters, self._config, client)
+            step = _Step(parameters, self._config, client, steps, span)
             if private is not None:
                 private.run(self._tuned.model, parameters, self._collator, examples, steps, step)
                 return TrainResult(steps=steps, seen=steps * private.expected, loss=None)
@@ -131,12 +135,28 @@ class Trainer:
 class _Step:
     """One optimizer step between the strategy's two hooks; gradients are cleared after it."""
 
-    def __init__(self, parameters: Parameters, config: TrainConfig, client: ClientRound) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: TrainConfig,
+        client: ClientRound,
+        steps: int,
+        span: tuple[float, float],
+    ) -> None:
         self._parameters = parameters
         self._client = client
         self._optimizer = _optimizer(parameters, config)
+        self._config = config
+        self._steps = steps
+        self._span = span
+        self._done = 0
 
     def __call__(self) -> None:
+        first, last = self._span
+        rate = learning_rate(self._config, first + (last - first) * self._done / max(self._steps, 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._done += 1
         if self._client.hooked:
             values = {name: p.detach().numpy() for name, p in self._parameters.items()}
             gradients = {name: p.grad.numpy() for name, p in self._parameters.items() if p.grad is not None}
@@ -146,6 +166,13 @@ class _Step:
         else:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+
+def learning_rate(config: TrainConfig, done: float) -> float:
+    """The learning rate when a share ``done`` (0 to 1) of the whole run is over."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (_FLOOR + (1 - _FLOOR) * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2)
 
 
 def _optimizer(parameters: Parameters, config: TrainConfig) -> torch.optim.Optimizer:

@@ -132,8 +132,8 @@ class Federation:
         died = next((reason for reason in collected.rejected if _WORKER_DIED in reason), None)
         if died is not None:  # Flower keeps a dead worker in its pool, where it fails every client it is given
             raise FederationError(
-                f"A worker process of the simulation died in round {number}, perhaps for lack of memory: run again with "
-                f"the same run.id to resume with fresh workers. Its end: {died}"
+                f"A worker process of the simulation died in round {number}, perhaps for lack of memory: run again "
+                f"with the same run.id to resume with fresh workers. Its end: {died}"
             )
         for reason, count in sorted(collected.rejected.items()):
             logger.warning("Round %d: %d replies were not used: %s", number, count, reason)

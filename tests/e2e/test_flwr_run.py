@@ -107,7 +107,7 @@ def test_a_killed_ray_actor_ends_the_run_in_one_sentence_and_it_resumes(whole, p
         done = world.run(changed)
     assert done.returncode == 75, done.stderr + world.log_tail()
     (sentence,) = [line for line in done.stderr.splitlines() if not line.startswith(("round ", "Starting "))]
-    assert sentence.startswith("Round 3 ended with ")
+    assert sentence.startswith("A worker process of the simulation died in round 3")
     assert "run again with the same run.id to resume" in sentence
     assert "ActorDiedError" in sentence
     assert [line["dies"] for line in world.probed()].count(True) == 1

@@ -16,6 +16,8 @@ class TrainConfig(Section):
     """Local optimizer; it starts afresh each round."""
     learning_rate: float = Field(default=3e-3, gt=0, alias="learning-rate")
     """Of the local optimizer."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """How the learning rate falls over all rounds: not at all, or to a twentieth along a half cosine."""
     weight_decay: float = Field(default=0.0, ge=0, alias="weight-decay")
     """Decoupled, of the local optimizer."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
