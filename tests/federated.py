@@ -54,7 +54,9 @@ def options(root: Path, **changes):
         "federation.clients": 4,
         "federation.rounds": 3,
         "federation.timeout": 60.0,
+        "strategy.name": "fedit",
         "privacy.unit": "none",
+        "privacy.clipping-norm": 1.0,
         "secagg.enabled": False,
     }
     for key, value in changes.items():

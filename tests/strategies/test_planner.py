@@ -11,9 +11,11 @@ from umbel.cli.strategies import app
 from umbel.config import RunConfig
 from umbel.errors import StrategyError
 
+PLAIN = {"privacy.unit": "none", "secagg.enabled": False}
+
 
 def config(**flat):
-    return RunConfig.from_flat({key.replace("__", ".").replace("_", "-"): value for key, value in flat.items()})
+    return RunConfig.from_flat(PLAIN | {key.replace("__", ".").replace("_", "-"): value for key, value in flat.items()})
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

@@ -12,7 +12,7 @@ from umbel.config.section import Section
 class PrivacyConfig(Section):
     """Differential privacy."""
 
-    unit: Literal["none", "example", "client"] = "none"
+    unit: Literal["none", "example", "client"] = "example"
     """Whose presence is hidden: one training example, one whole client, or nobody's."""
     epsilon: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     """The budget of the whole run."""
@@ -32,7 +32,7 @@ class PrivacyConfig(Section):
     """``calibrate`` finds the noise multiplier for epsilon; ``fixed`` takes ``noise-multiplier``."""
     noise_multiplier: float = Field(default=1.0, gt=0, alias="noise-multiplier", allow_inf_nan=False)
     """Standard deviation of the noise over the sensitivity under the relation."""
-    clipping_norm: float = Field(default=1.0, gt=0, alias="clipping-norm", allow_inf_nan=False)
+    clipping_norm: float = Field(default=0.3, gt=0, alias="clipping-norm", allow_inf_nan=False)
     """Largest L2 norm of one unit's contribution."""
     clipping: Literal["flat", "per-layer", "adaptive"] = "flat"
     """How whole updates are bounded (client unit)."""

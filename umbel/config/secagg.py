@@ -12,13 +12,13 @@ from umbel.config.section import Section
 class SecAggConfig(Section):
     """Masked sums: nobody reads one client's update."""
 
-    enabled: bool = False
+    enabled: bool = True
     """Whether updates leave the clients only as masked vectors."""
     graph: Literal["auto", "complete", "sparse"] = "auto"
     """``auto``: complete up to 200 clients, k-regular above; below 100 sparse is refused."""
     bits: Literal[16, 20, 24, 32] = 20
     """Bits a value on the wire."""
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=50.0, gt=0)
     """Largest L2 norm of an update; a larger one is scaled down to it."""
     corrupt: float = Field(default=0.1, ge=0, lt=1)
     """Share of the cohort that may collude with the coordinator."""

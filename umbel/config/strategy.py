@@ -12,7 +12,7 @@ from umbel.config.section import Section
 class StrategyConfig(Section):
     """The method and what composes with it; `umbel strategies` lists the methods."""
 
-    name: str = Field(default="fedit", min_length=1)
+    name: str = Field(default="ffa-lora", min_length=1)
     """The federated LoRA method."""
     ranks: Literal["same", "mixed"] = "same"
     """Whether clients may train at ranks below lora.rank, as their resources allow."""

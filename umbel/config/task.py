@@ -22,7 +22,7 @@ class TaskConfig(Section):
     """Concentration of the Dirichlet partition over answers: small is more skewed."""
     key: str = Field(default="site", min_length=1)
     """The field of each line that names its owner, for the natural partition."""
-    minimum: int = Field(default=16, ge=1)
+    minimum: int = Field(default=200, ge=1)
     """Fewest examples a client may get."""
     bad_lines: Literal["refuse", "skip"] = Field(default="refuse", alias="bad-lines")
     """What happens to a line that cannot be read or whose image is missing or corrupt."""

@@ -14,7 +14,7 @@ class TrainConfig(Section):
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Local optimizer; it starts afresh each round."""
-    learning_rate: float = Field(default=3e-3, gt=0, alias="learning-rate")
+    learning_rate: float = Field(default=2e-2, gt=0, alias="learning-rate")
     """Of the local optimizer."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rate falls over all rounds: not at all, or to a twentieth along a half cosine."""
@@ -24,11 +24,11 @@ class TrainConfig(Section):
     """Of SGD."""
     unit: Literal["steps", "epochs"] = "steps"
     """What ``amount`` counts."""
-    amount: int = Field(default=20, ge=1)
+    amount: int = Field(default=5, ge=1)
     """Local steps, or passes over the client's data, each round."""
-    batch_size: int = Field(default=16, ge=1, alias="batch-size")
+    batch_size: int = Field(default=64, ge=1, alias="batch-size")
     """Examples a step; under Poisson sampling the expected number."""
-    microbatch: int = Field(default=16, ge=1)
+    microbatch: int = Field(default=64, ge=1)
     """Most examples in one forward pass: gradients of several are accumulated to a batch."""
     max_grad_norm: float = Field(default=1.0, ge=0, alias="max-grad-norm")
     """Clip the batch gradient (without example-level DP); 0 switches it off. Not a privacy mechanism."""

@@ -25,8 +25,18 @@ SECAGG = CLIENT | {
 }  # fmt: skip
 
 
+PLAIN = {
+    "privacy.unit": "none",
+    "secagg.enabled": False,
+    "task.minimum": 16,
+    "train.amount": 20,
+    "train.batch-size": 16,
+    "train.microbatch": 16,
+}
+
+
 def config(**options) -> RunConfig:
-    return RunConfig.from_flat({k.replace("__", ".").replace("_", "-"): v for k, v in options.items()})
+    return RunConfig.from_flat(PLAIN | {k.replace("__", ".").replace("_", "-"): v for k, v in options.items()})
 
 
 def test_a_plan_is_frozen() -> None:
