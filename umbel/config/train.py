@@ -14,7 +14,7 @@ class TrainConfig(Section):
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Local optimizer; it starts afresh each round."""
-    learning_rate: float = Field(default=2e-2, gt=0, alias="learning-rate")
+    learning_rate: float = Field(default=8e-2, gt=0, alias="learning-rate")
     """Of the local optimizer."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the learning rate falls over all rounds: not at all, or to a twentieth along a half cosine."""
