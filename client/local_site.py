@@ -173,7 +173,8 @@ class LocalSite(Site):
 
         spec, examples = warm.tuned.spec, warm_task(self._config).train
         client = ClientRound(FedIT(), spec, order.adapter, 1)
-        result = Trainer(warm.tuned, warm.collator, self._config.train).train(
+        chosen = self._config.train.model_copy(update={"learning_rate": self._config.evaluate.central_rate})
+        result = Trainer(warm.tuned, warm.collator, chosen).train(
             examples, client, seed=derive_seed("pooled", self._config.run.seed), amount=order.amount
         )
         metrics = {"examples": float(len(examples)), "seen": result.seen, "loss": result.loss or 0.0}

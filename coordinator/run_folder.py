@@ -49,6 +49,8 @@ _FREE = frozenset(
         "evaluate.batch-size",
         "evaluate.clients",
         "evaluate.central",
+        "evaluate.central-rate",
+        "evaluate.others",
         "secagg.stage-timeout",
         "secagg.attempts",
     }

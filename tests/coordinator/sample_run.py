@@ -11,7 +11,9 @@ from umbel.config import RunConfig
 
 
 def config(root: Path, **flat: Any) -> RunConfig:
-    return RunConfig.from_flat({"run.directory": str(root / "runs"), "run.id": "one", "federation.rounds": 3, **flat})
+    fixed = {"run.directory": str(root / "runs"), "run.id": "one", "federation.rounds": 3}
+    plain = {"strategy.name": "fedit", "privacy.unit": "none", "secagg.enabled": False, "train.learning-rate": 3e-3}
+    return RunConfig.from_flat({**fixed, **plain, **flat})
 
 
 def start_line(**more: Any) -> dict[str, Any]:

@@ -56,3 +56,5 @@ class EvaluateConfig(Section):
     """Also ask clients to evaluate the global adapter on their own held-out data."""
     central: bool = False
     """At the end train the same LoRA on the pooled data for the same number of examples, as a comparison."""
+    central_rate: float = Field(default=2e-3, gt=0, alias="central-rate", allow_inf_nan=False)
+    """Learning rate of that comparison, which is never private and wants a lower one than noised steps."""

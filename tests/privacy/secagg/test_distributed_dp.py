@@ -31,7 +31,7 @@ def test_the_sum_holds_the_promised_noise_when_corrupt_and_dropped_are_gone(mech
 
 
 def test_the_signal_survives():
-    parameters = SecAggParameters.choose(SecAggConfig(), 5, 1000, noise_multiplier=1e-3)
+    parameters = SecAggParameters.choose(SecAggConfig(clip=1.0), 5, 1000, noise_multiplier=1e-3)
     values = (np.random.default_rng(0).standard_normal(1000) * 0.02).astype(np.float32)
     total = parameters.encoding.zeros()
     for _ in range(5):

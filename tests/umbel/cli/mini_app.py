@@ -31,6 +31,9 @@ seed = 0
 [tool.flwr.app.config.federation]
 clients = 2
 rounds = 2
+
+[tool.flwr.app.config.secagg]
+enabled = false
 """
 
 _SERVER = """

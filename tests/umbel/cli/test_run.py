@@ -96,9 +96,9 @@ def test_the_plan_names_every_run_and_passes_on_only_what_differs(app):
 
 
 def test_a_resumed_run_takes_the_options_it_was_started_with(app):
-    assert plan(["run.id=one"], None, None).config.train.batch_size == 16  # there is no such run yet
+    assert plan(["run.id=one"], None, None).config.train.batch_size == 64  # there is no such run yet
     run = write_run(app, finished=False, **{"train.batch-size": 5})
-    assert plan(["run.id=one"], None, None).config.train.batch_size == 16  # it has not finished a round
+    assert plan(["run.id=one"], None, None).config.train.batch_size == 64  # it has not finished a round
     (run / "checkpoint").mkdir()
     (run / "checkpoint" / "state.safetensors").write_bytes(b"x")
     resumed = plan(["run.id=one"], None, None)
