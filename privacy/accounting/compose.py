@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -64,6 +65,13 @@ def _check(delta: float) -> None:
         raise PlanError(f"A delta is {delta}, expected above 0 and below 1: use at most one over the number of units.")
 
 
+def _unsampled(events: tuple[Event, ...]) -> tuple[Event, ...]:
+    return merged(
+        replace(event, sampler=Sampler.FULL, sampling_rate=1.0) if event.sampler is Sampler.POISSON else event
+        for event in events
+    )
+
+
 def has_pld(event: Event) -> bool:
     """Whether dp-accounting has a privacy loss distribution for the event."""
     if event.mechanism not in (Mechanism.GAUSSIAN, Mechanism.BANDED):
@@ -78,6 +86,9 @@ def _epsilon(events: tuple[Event, ...], delta: float) -> float:
     loose = _epsilon_rdp(events, delta)
     if not all(has_pld(event) for event in events):
         return loose
+    if any(event.sampling_rate < 1 and event.sampler is Sampler.POISSON for event in events):
+        # Sampling never costs privacy, so the bound without it holds too; it is the tighter one near a rate of 1.
+        loose = min(loose, _epsilon(_unsampled(events), delta))
     if loose > HOPELESS:
         return loose
     interval = COARSE if sum(event.participations for event in events) <= MANY else FINE

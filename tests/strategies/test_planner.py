@@ -11,7 +11,7 @@ from umbel.cli.strategies import app
 from umbel.config import RunConfig
 from umbel.errors import StrategyError
 
-PLAIN = {"privacy.unit": "none", "secagg.enabled": False}
+PLAIN = {"strategy.name": "fedit", "privacy.unit": "none", "secagg.enabled": False}
 
 
 def config(**flat):
