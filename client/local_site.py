@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -173,7 +174,9 @@ class LocalSite(Site):
 
         spec, examples = warm.tuned.spec, warm_task(self._config).train
         client = ClientRound(FedIT(), spec, order.adapter, 1)
-        chosen = self._config.train.model_copy(update={"learning_rate": self._config.evaluate.central_rate})
+        # Nobody else trains meanwhile, so the comparison may use every core.
+        alone = {"learning_rate": self._config.evaluate.central_rate, "threads": os.cpu_count() or 1}
+        chosen = self._config.train.model_copy(update=alone)
         result = Trainer(warm.tuned, warm.collator, chosen).train(
             examples, client, seed=derive_seed("pooled", self._config.run.seed), amount=order.amount
         )
