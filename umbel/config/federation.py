@@ -46,7 +46,7 @@ class EvaluateConfig(Section):
 
     every: int = Field(default=1, ge=0)
     """Rounds between evaluations; 0 evaluates only at the end."""
-    limit: int = Field(default=0, ge=0)
+    limit: int = Field(default=1000, ge=0)
     """Most examples of the main set after a round; 0 takes all. Beginning and end always take all of it."""
     others: int = Field(default=1500, ge=0)
     """Most examples of the other sets at the beginning and the end; 0 takes all."""
