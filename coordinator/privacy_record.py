@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
+from privacy.plan.statement import rounded_up
 from privacy.terms import Unit
 from umbel.config import RunConfig
 
@@ -44,7 +44,8 @@ class PrivacyRecord:
         sites = self._sites()
         if sites:
             worst = max(sites.values())
-            between = f" By client: epsilon {_up(min(sites.values()))} to {_up(worst)}, by its number of examples."
+            least, most = rounded_up(min(sites.values())), rounded_up(worst)
+            between = f" By client: epsilon {least} to {most}, by its number of examples."
             statement = self._promise(worst) + (between if len(set(sites.values())) > 1 else "")
             return {**self._terms(), "epsilon": worst, "sites": sites, "statement": statement}
         if self._plan is not None:
@@ -73,8 +74,8 @@ class PrivacyRecord:
             "fixed-size": "assuming batches of fixed size drawn secretly",
         }.get(privacy.sampler, "without amplification by sampling")
         return (
-            f"At every client at most ({_up(value)}, {privacy.delta:g}) {privacy.unit}-level differential privacy for "
-            f"{how} {who}, {sampling}, against everyone outside the client; each client's number of examples is taken "
+            f"At every client at most ({rounded_up(value)}, {privacy.delta:g}) {privacy.unit}-level differential privacy "
+            f"for {how} {who}, {sampling}, against everyone outside the client; each client's number of examples is taken "
             "as public."
         )
 
@@ -90,8 +91,3 @@ class PrivacyRecord:
                 ]
             found[path.parent.name] = max(spent, default=0.0)
         return found
-
-
-def _up(epsilon: float) -> str:
-    """Two decimals, rounded up: a report must not understate."""
-    return f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"

@@ -124,8 +124,8 @@ class _Attempt:
         )
         key_list = self._shared(protocol.key_list())
         self._stage("shares", MessageType.SECAGG_SHARE, protocol.listed, key_list, protocol.receive_shares, wait)
-        protocol.shares_for(next(iter(protocol.sharing), 0))  # closes the stage before the first delivery is made
-        self._stage("masked", MessageType.SECAGG_MASK, protocol.sharing, self._delivery, protocol.receive_masked, wait)
+        sharing = protocol.close_shares()
+        self._stage("masked", MessageType.SECAGG_MASK, sharing, self._delivery, protocol.receive_masked, wait)
         survivors = self._shared(protocol.survivors_message())
         self._stage(
             "confirmed", MessageType.SECAGG_CONFIRM, protocol.survivors, survivors, protocol.receive_confirmation, wait

@@ -27,7 +27,7 @@ def statement(plan: PrivacyPlan, epsilon: float) -> str:
         else f"replacing {unit} by another (their number is public)"
     )
     level = "example-level" if plan.unit is Unit.EXAMPLE else "client-level"
-    bound = "no finite epsilon" if math.isinf(epsilon) else f"({_up(epsilon)}, {plan.delta:g})"
+    bound = "no finite epsilon" if math.isinf(epsilon) else f"({rounded_up(epsilon)}, {plan.delta:g})"
     size = (
         f"; the number of examples ({plan.population}) is taken as public"
         if plan.unit is Unit.EXAMPLE and plan.population is not None
@@ -49,6 +49,6 @@ def _assumption(plan: PrivacyPlan) -> str:
     return "without amplification by sampling"
 
 
-def _up(epsilon: float) -> str:
+def rounded_up(epsilon: float) -> str:
     """Epsilon with two decimals, rounded up: a report must not understate it."""
     return f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"
