@@ -73,10 +73,10 @@ class PrivacyRecord:
             "poisson": "assuming batches drawn by secret Poisson sampling",
             "fixed-size": "assuming batches of fixed size drawn secretly",
         }.get(privacy.sampler, "without amplification by sampling")
+        bound = f"({rounded_up(value)}, {privacy.delta:g}) {privacy.unit}-level differential privacy"
         return (
-            f"At every client at most ({rounded_up(value)}, {privacy.delta:g}) {privacy.unit}-level differential privacy "
-            f"for {how} {who}, {sampling}, against everyone outside the client; each client's number of examples is taken "
-            "as public."
+            f"At every client at most {bound} for {how} {who}, {sampling}, against everyone outside the client; "
+            "each client's number of examples is taken as public."
         )
 
     def _sites(self) -> dict[str, float]:
