@@ -70,6 +70,21 @@ class ExactAccumulator:
             work -= _ROUND
             self._sum[start : start + _TILE] += work
 
+    def merge(self, other: ExactAccumulator) -> None:
+        """Adds what another accumulator summed, perhaps in another process: the same bits as one after the other.
+
+        Raises:
+            AdapterError: sizes or units differ, or the sum could leave the exact range; nothing is then changed.
+        """
+        if other._sum.shape != self._sum.shape or other._unit != self._unit:
+            raise AdapterError("Two partial sums have another layout: make them for one round of one run.")
+        if self._bound + other._bound >= _LIMIT / 2:
+            raise AdapterError("The updates of a round are too large to be summed: lower train.learning-rate.")
+        self._sum += other._sum
+        self._bound += other._bound
+        self._weight += other._weight
+        self.count += other.count
+
     def total(self) -> npt.NDArray[np.float64]:
         """The weighted sum, a copy; zeros when nothing was added."""
         return self._sum * self._unit

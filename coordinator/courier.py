@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from umbel.wire import MessageType, Refusal, unpack_refusal
+
+if TYPE_CHECKING:
+    from coordinator.collect.fold import Fold, FoldPlan
 
 PULL_AT_ONCE = 4
 """Replies that may be in memory together."""
@@ -48,6 +52,24 @@ class Courier:
     def nodes(self) -> list[int]:
         """Nodes that are connected now."""
         return sorted(self._grid.get_node_ids())
+
+    @property
+    def folds(self) -> bool:
+        """Whether the grid sums updates where the clients run (:mod:`coordinator.collect.fold`)."""
+        return hasattr(self._grid, "fold_messages")
+
+    def fold(
+        self,
+        kind: MessageType,
+        orders: Sequence[tuple[int, Callable[[], RecordDict]]],
+        plan: FoldPlan,
+        *,
+        timeout: float,
+        group: str,
+    ) -> Iterator[Fold]:
+        """As :meth:`ask`, on a grid that :attr:`folds`: yields the sums of disjoint parts instead of single replies."""
+        messages = (Message(make(), node, kind.value, ttl=timeout, group_id=group) for node, make in orders)
+        yield from self._grid.fold_messages(messages, plan, timeout=timeout)  # type: ignore[attr-defined]
 
     def ask(
         self,
@@ -83,7 +105,7 @@ class Courier:
                     answered = message.metadata.reply_to_message_id
                     if answered in waiting:  # a reply delivered twice is not
                         came = True
-                        reply = _reply(waiting.pop(answered), message)
+                        reply = read_reply(waiting.pop(answered), message)
                         yield reply
                         _release(reply)
             if waiting and not came:
@@ -104,7 +126,8 @@ def _release(reply: Reply) -> None:
         reply.records.clear()
 
 
-def _reply(node: int, message: Message) -> Reply:
+def read_reply(node: int, message: Message) -> Reply:
+    """What a node's message says: records, or why there are none."""
     if message.has_error():
         return Reply(node, None, Refusal(int(message.error.code), _cause(message.error.reason or "")))
     refusal = unpack_refusal(message.content)
