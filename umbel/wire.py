@@ -7,6 +7,7 @@ type. Vectors travel as one float32 (or, masked, uint8) array, so nothing is eve
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -82,11 +83,12 @@ class TrainOrder:
 class TrainReply:
     """A plain update: the strategy's upload, the hash of its layout, and metrics to be summed.
 
-    ``metrics`` holds ``examples``, ``steps`` and ``loss`` (mean over the examples seen).
+    ``update`` is the float32 vector or, where the run quantizes uploads, the quantizer's bytes as uint8. ``metrics``
+    holds ``examples``, ``steps`` and ``loss`` (mean over the examples seen).
     """
 
     spec_hash: str
-    update: Vector
+    update: Vector | npt.NDArray[np.uint8]
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -131,13 +133,15 @@ def _take(head: dict[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _array(records: RecordDict, dtype: type) -> npt.NDArray[Any]:
+def _array(records: RecordDict, *allowed: type) -> npt.NDArray[Any]:
+    """The message's vector, of the first allowed dtype or, where it says so, of another allowed one."""
     record = records.array_records.get(_VECTOR)
     if record is None or "v" not in record:
         raise WireError("A message carries no vector: both ends must run the same version of umbel.")
     if len(record["v"].shape) != 1:
         raise WireError(f"A message's vector has shape {tuple(record['v'].shape)}, expected one dimension.")
-    return _value(record["v"], dtype)
+    said = next((dtype for dtype in allowed if record["v"].dtype == np.dtype(dtype).name), allowed[0])
+    return _value(record["v"], said)
 
 
 def _value(array: Array, dtype: type) -> npt.NDArray[Any]:
@@ -158,6 +162,15 @@ def _pack(head: dict[str, Any], vector: npt.NDArray[Any] | None = None) -> Recor
     if vector is not None:
         records[_VECTOR] = ArrayRecord(array_dict={"v": Array(np.ascontiguousarray(vector))})
     return records
+
+
+def payload_bytes(records: RecordDict) -> int:
+    """Bytes of the values of all arrays in a message, which is all but a few hundred bytes of what travels."""
+    return sum(
+        math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        for record in records.array_records.values()
+        for array in record.values()
+    )
 
 
 def pack_description(description: Description) -> RecordDict:
@@ -214,7 +227,7 @@ def unpack_train_reply(records: RecordDict) -> TrainReply:
     head = _head(records)
     record = records.metric_records.get(_METRICS, MetricRecord())
     metrics = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
-    return TrainReply(_take(head, "spec_hash", str), _array(records, np.float32), metrics)
+    return TrainReply(_take(head, "spec_hash", str), _array(records, np.float32, np.uint8), metrics)
 
 
 def pack_evaluate_order(order: EvaluateOrder) -> RecordDict:

@@ -94,3 +94,7 @@ class Collector(ABC):
 
         Never raises because a client failed; the caller decides whether enough survived.
         """
+
+    def collect_groups(self, groups: Sequence[Sequence[Participant]], broadcast: Broadcast) -> list[Collected]:
+        """Collects several disjoint cohorts of one round, each by itself. Default: one after the other."""
+        return [self.collect(group, broadcast) for group in groups]

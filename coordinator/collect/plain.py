@@ -9,12 +9,13 @@ from flwr.app import RecordDict
 from coordinator.accumulator import ExactAccumulator
 from coordinator.central_dp import CentralMechanism
 from coordinator.collect.base import Broadcast, Collected, Collector
-from coordinator.courier import Courier
+from coordinator.collect.uploads import PlainUpload, read_upload
+from coordinator.courier import Courier, Reply
 from coordinator.population import Participant
 from strategies.base import Upload
 from umbel import wire
 from umbel.errors import AdapterError, PrivacyError, WireError
-from umbel.wire import MessageType, TrainOrder, TrainReply
+from umbel.wire import MessageType, TrainOrder
 
 _WEIGHT_UNIT = 4096.0
 
@@ -28,6 +29,7 @@ class PlainCollector(Collector):
         by_examples: weigh by the client's number of examples instead of uniformly.
         keep_uploads: hold single uploads for a strategy that is not linear; memory then grows with the cohort.
         central: clips each update and releases a noised sum, for a trusted coordinator (client-level privacy).
+        quantized: updates come as a quantizer's bytes.
     """
 
     def __init__(
@@ -38,83 +40,124 @@ class PlainCollector(Collector):
         by_examples: bool = False,
         keep_uploads: bool = False,
         central: CentralMechanism | None = None,
+        quantized: bool = False,
     ) -> None:
         self._courier = courier
         self._timeout = timeout
         self._by_examples = by_examples
         self._keep = keep_uploads
         self._central = central
+        self._quantized = quantized
 
     def collect(self, cohort: Sequence[Participant], broadcast: Broadcast) -> Collected:
         """See Collector. A reply with a wrong hash, length, value or weight is counted and never averaged."""
-        collected = Collected()
-        members = {member.node: member for member in cohort}
-        accumulator = ExactAccumulator(
-            0 if self._keep else broadcast.upload_spec.size, unit=_WEIGHT_UNIT if self._by_examples else 1.0
+        return self.collect_groups([cohort], broadcast)[0]
+
+    def collect_groups(self, groups: Sequence[Sequence[Participant]], broadcast: Broadcast) -> list[Collected]:
+        """See Collector: all groups train at the same time."""
+        sums = [self._sum(group, broadcast) for group in groups]
+        of = {member.node: (member, sums[index]) for index, group in enumerate(groups) for member in group}
+        orders = []
+        for index, group in enumerate(groups):
+            orders += orders_for(group, broadcast, sums[index].collected)
+        asked = self._courier.ask(MessageType.TRAIN, orders, timeout=self._timeout, group=str(broadcast.round))
+        for reply in asked:
+            member, of_group = of[reply.node]
+            of_group.take(reply, member)
+        return [of_group.result() for of_group in sums]
+
+    def _sum(self, group: Sequence[Participant], broadcast: Broadcast) -> _Sum:
+        return _Sum(
+            group,
+            broadcast,
+            central=None if broadcast.pooled else self._central,
+            keep=self._keep and not broadcast.pooled,
+            by_examples=self._by_examples,
+            quantized=self._quantized,
         )
-        seen = loss = 0.0
-        answered = 0
-        orders = _orders(cohort, broadcast, collected)
-        group = str(broadcast.round)
-        for reply in self._courier.ask(MessageType.TRAIN, orders, timeout=self._timeout, group=group):
-            answered += 1
-            member = members[reply.node]
-            if reply.records is None:
-                collected.reject(reply.reason)
-                continue
-            try:
-                update = wire.unpack_train_reply(reply.records)
-                collected.bytes_up += update.update.nbytes
-                self._use(update, member, broadcast, accumulator, collected)
-            except (AdapterError, PrivacyError, WireError) as error:
-                collected.reject(str(error))
-                continue
-            collected.survivors.append(member.site)
-            if "loss" in update.metrics:  # a private client does not tell
-                seen += update.metrics.get("seen", 0.0)
-                loss += update.metrics["loss"] * update.metrics.get("seen", 0.0)
-            for key in ("examples", "seen", "seconds"):
-                collected.metrics[key] = collected.metrics.get(key, 0.0) + update.metrics.get(key, 0.0)
-        collected.missing = len(cohort) - answered
+
+
+class _Sum:
+    """The sum of one group, reply by reply."""
+
+    def __init__(
+        self,
+        group: Sequence[Participant],
+        broadcast: Broadcast,
+        *,
+        central: CentralMechanism | None,
+        keep: bool,
+        by_examples: bool,
+        quantized: bool,
+    ) -> None:
+        self.collected = Collected(missing=len(group))
+        self._broadcast = broadcast
+        self._central = central
+        self._keep = keep
+        self._by_examples = by_examples
+        self._quantized = quantized
+        unit = _WEIGHT_UNIT if by_examples else 1.0
+        self._accumulator = ExactAccumulator(0 if keep else broadcast.upload_spec.size, unit=unit)
+        self._kept: dict[str, Upload] = {}
+        self._seen = self._loss = 0.0
+
+    def take(self, reply: Reply, member: Participant) -> None:
+        collected = self.collected
+        collected.missing -= 1
+        if reply.records is None:
+            collected.reject(reply.reason)
+            return
+        collected.bytes_up += wire.payload_bytes(reply.records)
+        try:
+            upload = read_upload(
+                reply.records,
+                member.rank,
+                self._broadcast,
+                by_examples=self._by_examples,
+                quantized=self._quantized,
+            )
+            self._use(upload, member)
+        except (AdapterError, PrivacyError, WireError) as error:
+            collected.reject(str(error))
+            return
+        collected.survivors.append(member.site)
+        metrics = upload.metrics
+        if "loss" in metrics:  # a private client does not tell
+            self._seen += metrics.get("seen", 0.0)
+            self._loss += metrics["loss"] * metrics.get("seen", 0.0)
+        for key in ("examples", "seen", "seconds"):
+            collected.metrics[key] = collected.metrics.get(key, 0.0) + metrics.get(key, 0.0)
+
+    def _use(self, upload: PlainUpload, member: Participant) -> None:
+        if self._keep:
+            self._kept[member.site] = Upload(upload.vector, upload.weight, member.rank)
+        elif self._central is not None:
+            self._accumulator.add(self._central.clip(upload.vector), upload.weight)
+        else:
+            self._accumulator.add(upload.vector, upload.weight)
+
+    def result(self) -> Collected:
+        collected = self.collected
         collected.survivors.sort()
-        if seen:
-            collected.metrics["loss"] = loss / seen
-        if self._central is not None and not broadcast.pooled:
-            collected.mean, collected.noised = self._central.release(accumulator), True
+        # In order of their names, so that a rule that sums them gives the same bits whoever answered first.
+        collected.uploads = [self._kept[site] for site in sorted(self._kept)]
+        if self._seen:
+            collected.metrics["loss"] = self._loss / self._seen
+        if self._central is not None:
+            collected.mean, collected.noised = self._central.release(self._accumulator), True
             collected.metrics.pop("loss", None)  # the noise does not cover it
-        elif accumulator.count and not self._keep:
-            collected.mean = accumulator.mean()
+        elif self._accumulator.count and not self._keep:
+            collected.mean = self._accumulator.mean()
         return collected
 
-    def _use(
-        self,
-        reply: TrainReply,
-        member: Participant,
-        broadcast: Broadcast,
-        accumulator: ExactAccumulator,
-        collected: Collected,
-    ) -> None:
-        expected = broadcast.upload_spec
-        if member.rank != broadcast.spec.lora.rank:
-            expected = expected.with_rank(member.rank)
-        if reply.spec_hash != expected.hash:
-            raise AdapterError("An update has another layout than asked for: both ends must use the same strategy.")
-        expected.check(reply.update)
-        weight = reply.metrics.get("examples", 0.0) if self._by_examples else 1.0
-        if self._keep:
-            if not weight > 0:
-                raise AdapterError(f"An update's weight is {weight}, expected a positive number: it has no data.")
-            collected.uploads.append(Upload(reply.update, weight, member.rank))
-        elif self._central is not None and not broadcast.pooled:
-            accumulator.add(self._central.clip(reply.update), weight)
-        else:
-            accumulator.add(reply.update, weight)
 
-
-def _orders(
+def orders_for(
     cohort: Sequence[Participant], broadcast: Broadcast, collected: Collected
 ) -> list[tuple[int, Callable[[], RecordDict]]]:
-    """One set of records for every rank, shared by all its messages, so that one copy is in memory."""
+    """One order a member; those of one rank share their records, so that one copy is in memory.
+
+    What is sent is added to ``collected.bytes_down`` when it is sent.
+    """
     made: dict[int, RecordDict] = {}
 
     def records(rank: int) -> RecordDict:
@@ -130,7 +173,7 @@ def _orders(
                     extras=broadcast.extras,
                 )
             )
-        collected.bytes_down += broadcast.adapter(rank)[1].nbytes
+        collected.bytes_down += wire.payload_bytes(made[rank])
         return made[rank]
 
     return [(member.node, lambda rank=member.rank: records(rank)) for member in cohort]  # type: ignore[misc]

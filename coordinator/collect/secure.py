@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from flwr.app import RecordDict
 
 from coordinator.collect.base import Broadcast, Collected, Collector
 from coordinator.collect.plain import PlainCollector
-from coordinator.courier import Courier
+from coordinator.courier import Courier, Reply
 from coordinator.population import Participant
 from privacy.secagg import Aggregate, Roster, SecAggCoordinator, SecAggParameters
 from privacy.secagg.agreement import agree, round_context, site_id
@@ -44,6 +45,7 @@ class SecureCollector(Collector):
         self._config = config
         self._roster = roster
         self._run = run
+        self._last = 0
 
     def describe(self, cohort: int, length: int) -> dict[str, Any] | None:
         """See Collector.
@@ -57,41 +59,91 @@ class SecureCollector(Collector):
         """See Collector. A round that aborts ``secagg.attempts`` times has no survivors."""
         if broadcast.pooled:  # one site of a simulation; there is no cohort to hide in
             return PlainCollector(self._courier, timeout=self._config.federation.timeout).collect(cohort, broadcast)
-        if any(member.rank != broadcast.spec.lora.rank for member in cohort):
+        return self.collect_groups([cohort], broadcast)[0]
+
+    def collect_groups(self, groups: Sequence[Sequence[Participant]], broadcast: Broadcast) -> list[Collected]:
+        """See Collector: every group aggregates by itself, in a context of its own, stage by stage at the same time.
+
+        A group that aborts is repeated by itself; the others keep what they have.
+        """
+        if any(member.rank != broadcast.spec.lora.rank for group in groups for member in group):
             raise StrategyError("Secure aggregation adds vectors of one length: give every client the same LoRA rank.")
-        collected = Collected()
+        every = [Collected(missing=len(group)) for group in groups]
+        waiting = list(range(len(groups)))
         for number in range(1, self._config.secagg.attempts + 1):
-            collected = Collected(
-                rejected=collected.rejected, bytes_up=collected.bytes_up, bytes_down=collected.bytes_down
-            )
-            attempt = _Attempt(self._courier, self._config, self._roster, self._run, cohort, broadcast, collected)
-            try:
-                attempt.run()
-                collected.missing = len(cohort) - len(collected.survivors)
-                return collected
-            except RoundAborted as error:
-                logger.warning("Round %d, attempt %d: %s", broadcast.round, number, error)
-            except SecAggError as error:
-                collected.reject(str(error))
+            attempts: dict[int, _Attempt] = {}
+            for index in waiting:
+                before = every[index]
+                every[index] = Collected(
+                    missing=len(groups[index]),
+                    rejected=before.rejected,
+                    bytes_up=before.bytes_up,
+                    bytes_down=before.bytes_down,
+                )
+                attempts[index] = self._attempt(groups[index], broadcast, every[index])
+            waiting = []
+            for index, error in _run_together(self._courier, attempts, str(broadcast.round)).items():
+                if isinstance(error, RoundAborted):
+                    logger.warning("Round %d, attempt %d: %s", broadcast.round, number, error)
+                    waiting.append(index)
+                else:
+                    every[index].reject(str(error))
+            if not waiting:
                 break
-        collected.missing = len(cohort)
-        return collected
+        return every
+
+    def _attempt(self, group: Sequence[Participant], broadcast: Broadcast, collected: Collected) -> _Attempt:
+        # Contexts must never come back, not even after a restart: the clock only goes forward.
+        self._last = max(self._last + 1, time.time_ns())
+        return _Attempt(self._config, self._roster, self._run, self._last, group, broadcast, collected)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What one attempt wants sent, and what it does with a reply."""
+
+    kind: MessageType
+    orders: list[tuple[int, Callable[[], RecordDict]]]
+    take: Callable[[Reply], None]
+    timeout: float
+
+
+def _run_together(courier: Courier, attempts: dict[int, _Attempt], group: str) -> dict[int, SecAggError]:
+    """Runs attempts with disjoint members stage by stage; returns why those failed that did."""
+    failed: dict[int, SecAggError] = {}
+    running = {index: attempt.stages() for index, attempt in attempts.items()}
+    while running:
+        stages: list[_Stage] = []
+        for index, left in list(running.items()):
+            try:
+                stages.append(next(left))
+            except StopIteration:
+                del running[index]
+            except SecAggError as error:
+                failed[index] = error
+                del running[index]
+        if not stages:
+            break
+        takers = {node: stage.take for stage in stages for node, _ in stage.orders}
+        orders = [order for stage in stages for order in stage.orders]
+        for reply in courier.ask(stages[0].kind, orders, timeout=stages[0].timeout, group=group):
+            takers[reply.node](reply)
+    return failed
 
 
 class _Attempt:
-    """One attempt: five stages, each with its own deadline."""
+    """One attempt of one cohort: five stages, each with its own deadline."""
 
     def __init__(
         self,
-        courier: Courier,
         config: RunConfig,
         roster: Roster,
         run: str,
+        number: int,
         cohort: Sequence[Participant],
         broadcast: Broadcast,
         collected: Collected,
     ) -> None:
-        self._courier = courier
         self._config = config
         self._broadcast = broadcast
         self._collected = collected
@@ -100,21 +152,23 @@ class _Attempt:
         self._ids = {node: identifier for identifier, node in self._nodes.items()}
         self._stages: dict[str, dict[str, float]] = {}
         self._adapter = broadcast.adapter(broadcast.spec.lora.rank)[1]
-        # Contexts must never come back, not even after a restart: the clock only goes forward.
-        self._number = time.time_ns()
+        self._number = number
         self._run = run
-        self.parameters = agree(config, len(cohort), broadcast.upload_spec.size)
-        context = round_context(config, run, broadcast.round, self._number, self._adapter)
-        self._protocol = SecAggCoordinator(self.parameters, context, roster)
+        self._roster = roster
+        self._cohort = len(cohort)
 
-    def run(self) -> None:
-        """Runs all stages and fills in what was collected.
+    def stages(self) -> Iterator[_Stage]:
+        """The stages in their order, to be played one by one; the end fills in what was collected.
 
         Raises:
             RoundAborted: too few clients were left at some stage.
+            SecAggError: this cohort cannot aggregate securely.
         """
-        protocol, wait = self._protocol, self._config.secagg.stage_timeout
-        self._stage(
+        self._parameters = agree(self._config, self._cohort, self._broadcast.upload_spec.size)
+        context = round_context(self._config, self._run, self._broadcast.round, self._number, self._adapter)
+        self._protocol = protocol = SecAggCoordinator(self._parameters, context, self._roster)
+        wait = self._config.secagg.stage_timeout
+        yield from self._stage(
             "keys",
             MessageType.TRAIN,
             self._nodes,
@@ -123,15 +177,19 @@ class _Attempt:
             self._config.federation.timeout,
         )
         key_list = self._shared(protocol.key_list())
-        self._stage("shares", MessageType.SECAGG_SHARE, protocol.listed, key_list, protocol.receive_shares, wait)
+        yield from self._stage(
+            "shares", MessageType.SECAGG_SHARE, protocol.listed, key_list, protocol.receive_shares, wait
+        )
         sharing = protocol.close_shares()
-        self._stage("masked", MessageType.SECAGG_MASK, sharing, self._delivery, protocol.receive_masked, wait)
+        yield from self._stage(
+            "masked", MessageType.SECAGG_MASK, sharing, self._delivery, protocol.receive_masked, wait
+        )
         survivors = self._shared(protocol.survivors_message())
-        self._stage(
+        yield from self._stage(
             "confirmed", MessageType.SECAGG_CONFIRM, protocol.survivors, survivors, protocol.receive_confirmation, wait
         )
         signatures = self._shared(protocol.signatures_message())
-        self._stage(
+        yield from self._stage(
             "unmasked", MessageType.SECAGG_UNMASK, protocol.confirming, signatures, protocol.receive_unmasking, wait
         )
         started = time.perf_counter()
@@ -151,19 +209,26 @@ class _Attempt:
         make: Callable[[int], RecordDict],
         receive: Callable[[int, bytes], bool],
         timeout: float,
-    ) -> None:
+    ) -> Iterator[_Stage]:
         started, alive, size = time.perf_counter(), 0, 0
-        orders = [(self._nodes[identifier], lambda i=identifier: make(i)) for identifier in ids]
-        for reply in self._courier.ask(kind, orders, timeout=timeout, group=str(self._broadcast.round)):
+
+        def take(reply: Reply) -> None:
+            nonlocal alive, size
             if reply.records is None:
                 self._collected.reject(f"{name}: {reply.reason}")
-                continue
+                return
             try:
                 payload = wire.unpack_secagg(reply.records).payload
                 size += len(payload)
                 alive += bool(receive(self._ids[reply.node], payload))
             except (ProtocolViolation, WireError) as error:
                 self._collected.reject(f"{name}: {error}")
+
+        orders: list[tuple[int, Callable[[], RecordDict]]] = [
+            (self._nodes[identifier], lambda i=identifier: make(i))  # type: ignore[misc]
+            for identifier in ids
+        ]
+        yield _Stage(kind, orders, take, timeout)
         self._collected.bytes_up += size
         self._stages[name] = {"alive": alive, "seconds": time.perf_counter() - started, "bytes": size}
 
@@ -180,24 +245,25 @@ class _Attempt:
                 extras=self._broadcast.extras,
             )
         )
-        return lambda _identifier: self._counted(records, self._adapter.nbytes)
+        return lambda _identifier: self._counted(records)
 
     def _shared(self, payload: bytes) -> Callable[[int], RecordDict]:
         records = wire.pack_secagg(SecAggStep(self._broadcast.round, payload))
-        return lambda _identifier: self._counted(records, len(payload))
+        return lambda _identifier: self._counted(records)
 
     def _delivery(self, identifier: int) -> RecordDict:
         payload = self._protocol.shares_for(identifier)
-        return self._counted(wire.pack_secagg(SecAggStep(self._broadcast.round, payload)), len(payload))
+        return self._counted(wire.pack_secagg(SecAggStep(self._broadcast.round, payload)))
 
-    def _counted(self, records: RecordDict, size: int) -> RecordDict:
-        self._collected.bytes_down += size
+    def _counted(self, records: RecordDict) -> RecordDict:
+        self._collected.bytes_down += wire.payload_bytes(records)
         return records
 
     def _fill(self, aggregate: Aggregate) -> None:
         collected, metrics = self._collected, dict(aggregate.metrics)
         collected.mean = np.asarray(aggregate.mean, dtype=np.float32)
         collected.survivors = sorted(self._names[identifier] for identifier in aggregate.survivors)
+        collected.missing = self._cohort - len(collected.survivors)
         loss, seen = metrics.pop("loss", None), metrics.get("seen", 0.0)
         if loss is not None and seen > 0:
             metrics["loss"] = loss / seen
@@ -205,7 +271,7 @@ class _Attempt:
         collected.secagg = self._report(aggregate)
 
     def _report(self, aggregate: Aggregate) -> dict[str, Any]:
-        return {**_public(self.parameters), "late": aggregate.late, "stages": self._stages}
+        return {**_public(self._parameters), "late": aggregate.late, "stages": self._stages}
 
 
 def _public(parameters: SecAggParameters) -> dict[str, Any]:
