@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from strategies.client_round import ClientRound
-from strategies.side import SideTerm, read_side
 from umbel.adapter import AdapterSpec, Vector
 from umbel.errors import StrategyError
+from umbel.side import SideTerm, read_side
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 """Named float32 arrays."""
@@ -131,7 +131,7 @@ class AdapterStrategy(ABC):
     def side(self, arrays: Arrays) -> dict[str, SideTerm]:
         """The corrections of frozen weights, by module, in ``state.arrays`` or ``extras``; mostly none.
 
-        Whoever evaluates, trains or exports must add them: see :class:`strategies.side.SideTerm`.
+        Whoever evaluates, trains or exports must add them: see :class:`umbel.side.SideTerm`.
         """
         return read_side(arrays)
 

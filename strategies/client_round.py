@@ -7,7 +7,9 @@
         client.gradient(gradients, parameters)      # after clipping and noise, before the optimizer
         optimizer.step()
         client.after_step(parameters)
-    send client.finish(local, steps=.., learning_rate=..);  store client.keep(local)
+    send client.finish(local, steps=.., learning_rate=..)
+    client.encoded(sent, arrived)                   # only where the upload was quantized for the wire
+    store client.keep(local)
 
 Under differential privacy the hooks see gradients that are already noised, so they are post-processing.
 """
@@ -69,6 +71,14 @@ class ClientRound:
             learning_rate: of those steps.
         """
         return self._strategy.upload(self.spec, local, self.start, self.round_number)
+
+    def encoded(self, sent: Vector, arrived: Vector) -> None:
+        """Hears what quantization made of the upload, before :meth:`keep`. Default: nothing.
+
+        Args:
+            sent: the upload, clipped and noised where the plan says so.
+            arrived: what the coordinator decodes.
+        """
 
     def keep(self, local: Vector) -> dict[str, npt.NDArray[np.float32]]:
         """What the site must store for its next round, after :meth:`finish`; never sent."""

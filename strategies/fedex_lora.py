@@ -12,14 +12,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from strategies.base import AdapterStrategy, StrategyFacts, StrategyState, Upload
-from strategies.ranks import mean_of_others, rebuild
-from strategies.side import grow, write_side
-from umbel.adapter import AdapterSpec, Vector
-from umbel.errors import StrategyError
+from strategies.base import StrategyFacts
+from strategies.individual import Individual, Views
+from strategies.ranks import Local
+from strategies.side import grow
+from umbel.adapter import AdapterSpec, LoraPair
+from umbel.side import SideTerm
 
 
-class FedExLora(AdapterStrategy):
+class FedExLora(Individual):
     """FedIT made exact by a residual.
 
     Needs each client's factors, so no secure aggregation. Up: both factors. Down: both factors and the side term,
@@ -41,28 +42,27 @@ class FedExLora(AdapterStrategy):
         down="A, B, side term",
     )
 
+    needs = "FedEx-LoRA needs every client's own factors"
+
     def __init__(self, side_rank: int = 0) -> None:
         self.side_rank = side_rank
 
-    def step(self, spec: AdapterSpec, mean: Vector, state: StrategyState, round_number: int) -> StrategyState:
-        """Always raises StrategyError: the residual cannot be had from the mean."""
-        raise StrategyError("FedEx-LoRA needs every client's own factors: switch secure aggregation off.")
-
-    def step_individual(
-        self, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int
-    ) -> StrategyState:
-        """Averages the factors and moves the residual into the side terms."""
-        if any(upload.rank != spec.lora.rank for upload in uploads):
-            raise StrategyError("FedEx-LoRA averages factors of one rank: give every client the server's lora.rank.")
-        locals_ = rebuild(self, spec, uploads, state, round_number)
-        adapter = mean_of_others(spec, locals_, state.adapter)
-        views, terms = spec.views(adapter), self.side(state.arrays)
-        for pair in spec.pairs:
-            clients = [(local.share, spec.views(local.vector)) for local in locals_]
-            for name in (pair.a.name, pair.b.name):
-                views[name][...] = sum(share * own[name].astype(np.float64) for share, own in clients)
-            averaged = -spec.lora.scaling * views[pair.b.name].astype(np.float64), views[pair.a.name]
+    def merge(
+        self,
+        spec: AdapterSpec,
+        pair: LoraPair,
+        locals_: Sequence[Local],
+        padded: Sequence[Views],
+        views: Views,
+        side: dict[str, SideTerm],
+        round_number: int,
+    ) -> None:
+        """Averages the factors and moves the residual into the side term."""
+        for name in (pair.a.name, pair.b.name):
+            views[name][...] = sum(
+                local.share * own[name].astype(np.float64) for local, own in zip(locals_, padded, strict=True)
+            )
+        averaged = -spec.lora.scaling * views[pair.b.name].astype(np.float64), views[pair.a.name]
+        if len(locals_) > 1:
             factors = [local.factors(pair) for local in locals_]
-            if len(factors) > 1:
-                terms[pair.module] = grow(terms.get(pair.module), [*factors, averaged], self.side_rank)
-        return StrategyState({**state.arrays, **write_side(terms), "adapter": adapter})
+            side[pair.module] = grow(side.get(pair.module), [*factors, averaged], self.side_rank)

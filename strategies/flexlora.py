@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from strategies.base import AdapterStrategy, StrategyFacts, StrategyState, Upload
+from strategies.base import StrategyFacts
+from strategies.individual import Individual, Views
 from strategies.lowrank import best_factors
-from strategies.ranks import cut, mean_of_others, rebuild, server_spec
-from umbel.adapter import AdapterSpec, Vector
-from umbel.errors import StrategyError
+from strategies.ranks import Local
+from umbel.adapter import AdapterSpec, LoraPair
+from umbel.side import SideTerm
 
 
-class FlexLora(AdapterStrategy):
+class FlexLora(Individual):
     """SVD of the averaged product, cut to each client's rank.
 
     Not exact when the average has a rank above the server's: the tail of its singular values is lost, the least
@@ -35,23 +36,20 @@ class FlexLora(AdapterStrategy):
         fixed_basis=False,
     )
 
-    def download(self, state: StrategyState, spec: AdapterSpec, round_number: int) -> Vector:
-        """The leading singular directions that the client's rank holds."""
-        return cut(server_spec(state.adapter, spec), state.adapter, spec)
+    needs = "FlexLoRA multiplies every client's own factors"
 
-    def step(self, spec: AdapterSpec, mean: Vector, state: StrategyState, round_number: int) -> StrategyState:
-        """Always raises StrategyError: products cannot be had from the mean."""
-        raise StrategyError("FlexLoRA multiplies every client's own factors: switch secure aggregation off.")
-
-    def step_individual(
-        self, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int
-    ) -> StrategyState:
+    def merge(
+        self,
+        spec: AdapterSpec,
+        pair: LoraPair,
+        locals_: Sequence[Local],
+        padded: Sequence[Views],
+        views: Views,
+        side: dict[str, SideTerm],
+        round_number: int,
+    ) -> None:
         """The best factors of the averaged product."""
-        locals_ = rebuild(self, spec, uploads, state, round_number)
-        adapter = mean_of_others(spec, locals_, state.adapter)
-        views = spec.views(adapter)
-        for pair in spec.pairs:
-            factors = [local.factors(pair) for local in locals_]
-            b, a = best_factors(factors, pair.rank, spec.lora.scaling, views[pair.a.name])
-            views[pair.a.name][...], views[pair.b.name][...] = a, b
-        return StrategyState({**state.arrays, "adapter": adapter})
+        factors = [local.factors(pair) for local in locals_]
+        views[pair.b.name][...], views[pair.a.name][...] = best_factors(
+            factors, pair.rank, spec.lora.scaling, views[pair.a.name]
+        )

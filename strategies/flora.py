@@ -13,14 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from strategies.base import AdapterStrategy, StrategyFacts, StrategyState, Upload
-from strategies.ranks import cut, mean_of_others, rebuild, server_spec
-from strategies.side import grow, write_side
-from umbel.adapter import AdapterSpec, Vector
-from umbel.errors import StrategyError
+from strategies.base import StrategyFacts
+from strategies.individual import Individual, Views
+from strategies.ranks import Local
+from strategies.side import grow
+from umbel.adapter import AdapterSpec, LoraPair
+from umbel.side import SideTerm
 
 
-class FLora(AdapterStrategy):
+class FLora(Individual):
     """Exact for any mix of ranks, without secure aggregation and without differential privacy.
 
     Up: both factors at the client's own rank. Down: the side term (the paper sends the stack; refactored it is
@@ -43,31 +44,26 @@ class FLora(AdapterStrategy):
         down="A, B, side term",
     )
 
+    needs = "FLoRA stacks every client's own factors"
+
     def __init__(self, side_rank: int = 0, seed: int = 0) -> None:
         self.side_rank = side_rank
         self.seed = seed
 
-    def download(self, state: StrategyState, spec: AdapterSpec, round_number: int) -> Vector:
-        """The first rows of the fresh A; B is zero (or, in round 1, what the adapter was initialised with)."""
-        return cut(server_spec(state.adapter, spec), state.adapter, spec)
-
-    def step(self, spec: AdapterSpec, mean: Vector, state: StrategyState, round_number: int) -> StrategyState:
-        """Always raises StrategyError: a mean cannot be unstacked."""
-        raise StrategyError("FLoRA stacks every client's own factors: switch secure aggregation off.")
-
-    def step_individual(
-        self, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int
-    ) -> StrategyState:
-        """Adds the stacked products to the side terms and renews the factors."""
-        locals_ = rebuild(self, spec, uploads, state, round_number)
-        adapter = mean_of_others(spec, locals_, state.adapter)
-        views, terms = spec.views(adapter), self.side(state.arrays)
-        for pair in spec.pairs:
-            factors = [local.factors(pair) for local in locals_]
-            terms[pair.module] = grow(terms.get(pair.module), factors, self.side_rank)
-            digest = int.from_bytes(hashlib.sha256(pair.module.encode()).digest()[:8], "big")
-            generator = np.random.default_rng([self.seed, round_number, digest])
-            bound = 1.0 / np.sqrt(pair.a.shape[1])
-            views[pair.a.name][...] = generator.uniform(-bound, bound, pair.a.shape)
-            views[pair.b.name][...] = 0
-        return StrategyState({**state.arrays, **write_side(terms), "adapter": adapter})
+    def merge(
+        self,
+        spec: AdapterSpec,
+        pair: LoraPair,
+        locals_: Sequence[Local],
+        padded: Sequence[Views],
+        views: Views,
+        side: dict[str, SideTerm],
+        round_number: int,
+    ) -> None:
+        """Adds the stacked products to the side term and renews the factors."""
+        side[pair.module] = grow(side.get(pair.module), [local.factors(pair) for local in locals_], self.side_rank)
+        digest = int.from_bytes(hashlib.sha256(pair.module.encode()).digest()[:8], "big")
+        generator = np.random.default_rng([self.seed, round_number, digest])
+        bound = 1.0 / np.sqrt(pair.a.shape[1])
+        views[pair.a.name][...] = generator.uniform(-bound, bound, pair.a.shape)
+        views[pair.b.name][...] = 0

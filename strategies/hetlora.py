@@ -13,14 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from strategies.base import AdapterStrategy, StrategyFacts, StrategyState, Upload
+from strategies.base import StrategyFacts
+from strategies.individual import Individual, Views
 from strategies.lowrank import frobenius
-from strategies.ranks import cut, mean_of_others, pad, rebuild, server_spec
-from umbel.adapter import AdapterSpec, Vector
-from umbel.errors import StrategyError
+from strategies.ranks import Local
+from umbel.adapter import AdapterSpec, LoraPair
+from umbel.side import SideTerm
 
 
-class HetLora(AdapterStrategy):
+class HetLora(Individual):
     """FedIT for mixed ranks, with more weight for clients that learned more.
 
     Not exact. Where every product is zero the shares alone decide. Up and down: both factors at the client's rank.
@@ -37,30 +38,21 @@ class HetLora(AdapterStrategy):
         fixed_basis=False,
     )
 
-    def download(self, state: StrategyState, spec: AdapterSpec, round_number: int) -> Vector:
-        """The first rows of A and columns of B that the client's rank holds."""
-        return cut(server_spec(state.adapter, spec), state.adapter, spec)
+    needs = "HetLoRA weighs clients by the norm of their own update"
 
-    def step(self, spec: AdapterSpec, mean: Vector, state: StrategyState, round_number: int) -> StrategyState:
-        """Always raises StrategyError: the norms cannot be had from the mean."""
-        raise StrategyError("HetLoRA weighs clients by the norm of their own update: switch secure aggregation off.")
-
-    def step_individual(
-        self, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int
-    ) -> StrategyState:
+    def merge(
+        self,
+        spec: AdapterSpec,
+        pair: LoraPair,
+        locals_: Sequence[Local],
+        padded: Sequence[Views],
+        views: Views,
+        side: dict[str, SideTerm],
+        round_number: int,
+    ) -> None:
         """The sparsity-weighted mean of the padded factors."""
-        locals_ = rebuild(self, spec, uploads, state, round_number)
-        adapter = mean_of_others(spec, locals_, state.adapter)
-        views = spec.views(adapter)
-        padded = [spec.views(pad(local.spec, local.vector, spec)) for local in locals_]
-        for pair in spec.pairs:
-            raw = np.array(
-                [
-                    local.share * frobenius(own[pair.b.name], own[pair.a.name])
-                    for local, own in zip(locals_, padded, strict=True)
-                ]
-            )
-            weights = raw / raw.sum() if raw.sum() > 0 else np.array([local.share for local in locals_])
-            for name in (pair.a.name, pair.b.name):
-                views[name][...] = sum(w * own[name].astype(np.float64) for w, own in zip(weights, padded, strict=True))
-        return StrategyState({**state.arrays, "adapter": adapter})
+        shares = np.array([local.share for local in locals_])
+        raw = shares * [frobenius(own[pair.b.name], own[pair.a.name]) for own in padded]
+        weights = raw / raw.sum() if raw.sum() > 0 else shares
+        for name in (pair.a.name, pair.b.name):
+            views[name][...] = sum(w * own[name].astype(np.float64) for w, own in zip(weights, padded, strict=True))

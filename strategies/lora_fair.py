@@ -14,13 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from strategies.base import AdapterStrategy, StrategyFacts, StrategyState, Upload
-from strategies.ranks import mean_of_others, rebuild
-from umbel.adapter import AdapterSpec, Vector
+from strategies.base import StrategyFacts
+from strategies.individual import Individual, Views
+from strategies.ranks import Local
+from umbel.adapter import AdapterSpec, LoraPair
 from umbel.errors import StrategyError
+from umbel.side import SideTerm
 
 
-class LoraFair(AdapterStrategy):
+class LoraFair(Individual):
     """FedIT whose B is moved towards the exact average, as far as rank r and the averaged A allow.
 
     Not exact, and never further from the exact average than FedIT. Up and down: both factors.
@@ -39,33 +41,31 @@ class LoraFair(AdapterStrategy):
         note="FedIT with B corrected at the server towards the exact average.",
     )
 
+    needs = "LoRA-FAIR multiplies every client's own factors"
+
     def __init__(self, penalty: float = 0.01) -> None:
         if not (np.isfinite(penalty) and penalty >= 0):
             raise StrategyError(f"LoRA-FAIR's penalty {penalty} is not a number of at least 0: use 0.01.")
         self.penalty = penalty
 
-    def step(self, spec: AdapterSpec, mean: Vector, state: StrategyState, round_number: int) -> StrategyState:
-        """Always raises StrategyError: products cannot be had from the mean."""
-        raise StrategyError("LoRA-FAIR multiplies every client's own factors: switch secure aggregation off.")
-
-    def step_individual(
-        self, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int
-    ) -> StrategyState:
+    def merge(
+        self,
+        spec: AdapterSpec,
+        pair: LoraPair,
+        locals_: Sequence[Local],
+        padded: Sequence[Views],
+        views: Views,
+        side: dict[str, SideTerm],
+        round_number: int,
+    ) -> None:
         """Averages the factors and corrects B."""
-        if any(upload.rank != spec.lora.rank for upload in uploads):
-            raise StrategyError("LoRA-FAIR averages factors of one rank: give every client the server's lora.rank.")
-        locals_ = rebuild(self, spec, uploads, state, round_number)
-        adapter = mean_of_others(spec, locals_, state.adapter)
-        views = spec.views(adapter)
-        for pair in spec.pairs:
-            own = [(local.share, spec.views(local.vector)) for local in locals_]
-            a = np.sum([p * v[pair.a.name].astype(np.float64) for p, v in own], axis=0)
-            b = np.sum([p * v[pair.b.name].astype(np.float64) for p, v in own], axis=0)
-            # M A^T, from the factors: [out, r] without the dense M.
-            target = np.sum([p * v[pair.b.name] @ (v[pair.a.name] @ a.T) for p, v in own], axis=0)
-            views[pair.a.name][...] = a
-            views[pair.b.name][...] = b + correction(target, a, b, self.penalty)
-        return StrategyState({**state.arrays, "adapter": adapter})
+        own = [(local.share, v) for local, v in zip(locals_, padded, strict=True)]
+        a = np.sum([p * v[pair.a.name].astype(np.float64) for p, v in own], axis=0)
+        b = np.sum([p * v[pair.b.name].astype(np.float64) for p, v in own], axis=0)
+        # M A^T, from the factors: [out, r] without the dense M.
+        target = np.sum([p * v[pair.b.name] @ (v[pair.a.name] @ a.T) for p, v in own], axis=0)
+        views[pair.a.name][...] = a
+        views[pair.b.name][...] = b + correction(target, a, b, self.penalty)
 
 
 def correction(

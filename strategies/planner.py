@@ -8,6 +8,7 @@ from strategies.base import AdapterStrategy
 from strategies.compression.compressed import Compressed
 from strategies.compression.linear import HadamardSketch, SharedMask
 from strategies.compression.quantize import StochasticQuantizer
+from strategies.compression.quantized import Quantized
 from strategies.fedbuff import FedBuff
 from strategies.part_weighted import PartWeighted
 from strategies.proximal import Proximal
@@ -27,8 +28,8 @@ def plan(config: RunConfig) -> AdapterStrategy:
     """The method of ``config.strategy`` with all that composes with it. Client and server both call this.
 
     From the inside out: method, zero-padding for mixed ranks, server optimizer, regulariser, part weights,
-    linear compression, robust rule. Quantization (:func:`quantizer`) and the asynchronous buffer
-    (:func:`buffer`) stand beside the strategy.
+    linear compression (or the memory of quantization), robust rule. Quantization (:func:`quantizer`) and the
+    asynchronous buffer (:func:`buffer`) stand beside the strategy.
 
     Raises:
         StrategyError: the combination cannot work; the message is the first reason.
@@ -54,9 +55,11 @@ def plan(config: RunConfig) -> AdapterStrategy:
         strategy = Scaffold(strategy, min(expected_cohort(config) / config.federation.clients, 1.0))
     if chosen.parts:
         strategy = PartWeighted(strategy)
-    if chosen.compression in ("sparsify", "sketch"):
-        codec = SharedMask if chosen.compression == "sparsify" else HadamardSketch
+    if chosen.compression.startswith(("sparsify", "sketch")):
+        codec = SharedMask if chosen.compression.startswith("sparsify") else HadamardSketch
         strategy = Compressed(strategy, codec(chosen.density, config.run.seed), error_feedback=chosen.error_feedback)
+    elif chosen.error_feedback:
+        strategy = Quantized(strategy)
     if chosen.robust != "none":
         rule = RULES[chosen.robust](chosen.corrupt)
         rule.check(chosen.groups or expected_cohort(config))
@@ -75,12 +78,13 @@ def plan_warnings(config: RunConfig) -> tuple[str, ...]:
 
 def quantizer(config: RunConfig) -> StochasticQuantizer | None:
     """What encodes uploads to bytes on the plain path, or None."""
-    return StochasticQuantizer(config.strategy.bits) if config.strategy.compression == "quantize" else None
+    return StochasticQuantizer(config.strategy.bits) if config.strategy.compression.endswith("quantize") else None
 
 
 def buffer(config: RunConfig, strategy: AdapterStrategy, version: int = 0) -> FedBuff | None:
     """The buffer of an asynchronous run, or None for synchronous rounds."""
-    return FedBuff(strategy, config.strategy.buffer, version=version) if config.strategy.buffer else None
+    chosen = config.strategy
+    return FedBuff(strategy, chosen.buffer, chosen.max_staleness, version) if chosen.buffer else None
 
 
 def _options(config: RunConfig) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class Local:
         b = views[pair.b.name].astype(np.float64) * (self.share * self.spec.lora.scaling)
         return b, views[pair.a.name].astype(np.float64)
 
+    def padded(self, server: AdapterSpec) -> dict[str, npt.NDArray[np.float32]]:
+        """Views by name of the adapter at the server's rank (:func:`pad`)."""
+        same = self.spec.lora.rank == server.lora.rank
+        return server.views(self.vector if same else pad(self.spec, self.vector, server))
+
 
 def rebuild(
     strategy: AdapterStrategy, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int

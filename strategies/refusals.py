@@ -97,6 +97,11 @@ def _robust_needs_mean(config: RunConfig, method: type[AdapterStrategy]) -> str 
             f"Strategy {method.name!r} does not work on one mean that {chosen.robust} could replace: choose a linear "
             "method such as fedit or ffa-lora."
         )
+    if is_private(config) and config.privacy.place == "coordinator" and not chosen.groups:
+        return (
+            f"{chosen.robust.capitalize()} replaces the sum of updates that a trusted coordinator adds its noise to: "
+            "set strategy.robust to none, or privacy.place to step or update."
+        )
     if chosen.parts or chosen.ranks == "mixed":
         return (
             f"{chosen.robust.capitalize()} compares whole updates, and clients that lack parts or ranks would look "
@@ -112,6 +117,11 @@ def _group_sizes(config: RunConfig, method: type[AdapterStrategy]) -> str | None
         return (
             f"A cohort of {cohort} cannot form {groups} groups of at least {least}: lower strategy.groups or raise "
             "the cohort."
+        )
+    if groups and config.federation.cohort == "poisson":
+        return (
+            "A Poisson cohort may be too small to be divided into groups: set federation.cohort to all or fixed, or "
+            "strategy.groups to 0."
         )
     if groups and is_private(config) and config.privacy.place in ("coordinator", "secagg"):
         return (
@@ -161,10 +171,15 @@ def _compression(config: RunConfig, method: type[AdapterStrategy]) -> str | None
             f"Strategy {method.name!r} multiplies uploads, so compression errors would not average out: choose a "
             "linear method with one pass, or strategy.compression none."
         )
-    if chosen.compression == "quantize" and is_secure(config):
+    if chosen.compression.endswith("quantize") and is_secure(config):
         return (
             "Secure aggregation rounds values itself and cannot add quantized ones: set secagg.bits instead of "
-            "strategy.compression quantize."
+            f"strategy.compression {chosen.compression}."
+        )
+    if chosen.error_feedback and (not method.facts.fixed_basis or method.name in ("rolora", "flasc")):
+        return (
+            f"Strategy {method.name!r} uploads other coordinates in every round, to which no fed-back error belongs: "
+            "set strategy.error-feedback to false, or choose fedit or ffa-lora."
         )
     if chosen.robust not in ("none", "norm-bound") and chosen.error_feedback:
         return (
@@ -198,10 +213,27 @@ def _buffer(config: RunConfig, method: type[AdapterStrategy]) -> str | None:
             f"Strategy {method.name!r} cannot take updates that were trained on an older adapter: choose fedit, "
             "ffa-lora or fed-sb, or strategy.buffer 0."
         )
-    if is_secure(config) or config.strategy.compression in ("sparsify", "sketch"):
+    if is_secure(config) or config.strategy.compression.startswith(("sparsify", "sketch")):
         return (
             "Asynchronous updates share no round, so they cannot be masked or compressed with a round's common seed: "
             "switch secagg.enabled and strategy.compression off, or set strategy.buffer to 0."
+        )
+    if config.strategy.robust != "none" or config.strategy.regulariser == "scaffold":
+        what = "A robust rule" if config.strategy.robust != "none" else "SCAFFOLD"
+        return (
+            f"{what} compares updates of one and the same adapter, which asynchronous ones are not: set "
+            "strategy.robust and strategy.regulariser to none, or strategy.buffer to 0."
+        )
+    if config.federation.cohort == "poisson":
+        return (
+            "An asynchronous run keeps a fixed number of clients busy, which a Poisson cohort is not: set "
+            "federation.cohort to all or fixed."
+        )
+    if not config.federation.minimum <= config.strategy.buffer <= config.federation.clients:
+        return (
+            f"A buffer of {config.strategy.buffer} uploads is below federation.minimum or above "
+            f"federation.clients, and a client counts once a step: choose {config.federation.minimum} to "
+            f"{config.federation.clients}."
         )
     if config.privacy.unit == "client":
         return (

@@ -65,15 +65,22 @@ class _CompressedRound(WrappedRound):
         super().__init__(strategy, inner)
         self._codec = strategy.codec
         self._feedback = ErrorFeedback(kept) if strategy.error_feedback else None
+        self._size = 0
 
     def finish(self, local: Vector, *, steps: int, learning_rate: float) -> Vector:
         vector = self.inner.finish(local, steps=steps, learning_rate=learning_rate)
         if self._feedback is not None:
             vector = self._feedback.add(vector)
+        self._size = vector.size
         small = self._codec.compress(vector, self.round_number)
         if self._feedback is not None:
             self._feedback.update(vector, self._codec.back(small, vector.size, self.round_number))
         return small
+
+    def encoded(self, sent: Vector, arrived: Vector) -> None:
+        if self._feedback is not None:
+            lost = np.asarray(sent - arrived, dtype=np.float32)
+            self._feedback.lose(self._codec.back(lost, self._size, self.round_number))
 
     def keep(self, local: Vector) -> dict[str, npt.NDArray[np.float32]]:
         kept = self.inner.keep(local)

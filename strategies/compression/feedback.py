@@ -35,6 +35,10 @@ class ErrorFeedback:
         """Remembers ``sent - arrived``."""
         self._error = np.asarray(sent - arrived, dtype=np.float32)
 
+    def lose(self, more: Vector) -> None:
+        """Adds to the memory what a later step lost of the same upload."""
+        self._error = more.copy() if self._error is None else np.asarray(self._error + more, dtype=np.float32)
+
     def keep(self) -> dict[str, npt.NDArray[np.float32]]:
         """The memory, for the site's state."""
         return {} if self._error is None else {_ERROR: self._error}
