@@ -9,6 +9,7 @@ from flwr.app import RecordDict
 from coordinator.accumulator import ExactAccumulator
 from coordinator.central_dp import CentralMechanism
 from coordinator.collect.base import Broadcast, Collected, Collector
+from coordinator.collect.fold import Fold, FoldPlan
 from coordinator.collect.uploads import PlainUpload, read_upload
 from coordinator.courier import Courier, Reply
 from coordinator.population import Participant
@@ -55,6 +56,8 @@ class PlainCollector(Collector):
 
     def collect_groups(self, groups: Sequence[Sequence[Participant]], broadcast: Broadcast) -> list[Collected]:
         """See Collector: all groups train at the same time."""
+        if self._courier.folds and not self._keep and (self._central is None or broadcast.pooled):
+            return [self._folded(group, broadcast) for group in groups]
         sums = [self._sum(group, broadcast) for group in groups]
         of = {member.node: (member, sums[index]) for index, group in enumerate(groups) for member in group}
         orders = []
@@ -65,6 +68,16 @@ class PlainCollector(Collector):
             member, of_group = of[reply.node]
             of_group.take(reply, member)
         return [of_group.result() for of_group in sums]
+
+    def _folded(self, group: Sequence[Participant], broadcast: Broadcast) -> Collected:
+        """The sums of parts of the group, which the grid made where the clients run; the same bits."""
+        collected = Collected()
+        plan = FoldPlan.of(group, broadcast, by_examples=self._by_examples, quantized=self._quantized)
+        orders, whole = orders_for(group, broadcast, collected), Fold(plan)
+        name = str(broadcast.round)
+        for part in self._courier.fold(MessageType.TRAIN, orders, plan, timeout=self._timeout, group=name):
+            whole.merge(part)
+        return whole.fill(collected, len(group))
 
     def _sum(self, group: Sequence[Participant], broadcast: Broadcast) -> _Sum:
         return _Sum(
