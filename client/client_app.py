@@ -19,7 +19,12 @@ from umbel.config import RunConfig
 from umbel.errors import ConfigError, UmbelError
 from umbel.wire import MessageType, SecAggStep
 
-app = ClientApp()
+_STAGES = (
+    MessageType.SECAGG_SHARE,
+    MessageType.SECAGG_MASK,
+    MessageType.SECAGG_CONFIRM,
+    MessageType.SECAGG_UNMASK,
+)
 
 
 def open_site(context: Context) -> Site:
@@ -37,50 +42,46 @@ def open_site(context: Context) -> Site:
     return LocalSite(config, index, count, ContextStore(context.state), run=str(context.run_id))
 
 
-def _answer(message: Message, context: Context, work: Callable[[Site], RecordDict]) -> Message:
-    try:
-        content = work(open_site(context))
-    except UmbelError as error:
-        content = wire.pack_refusal(wire.Refusal(error.exit_code, str(error)))
-    return Message(content, reply_to=message)
+def make_app(opener: Callable[[Context], Site]) -> ClientApp:
+    """A ClientApp that opens its site with ``opener`` for every message."""
+    made = ClientApp()
+
+    def answer(message: Message, context: Context, work: Callable[[Site], RecordDict]) -> Message:
+        try:
+            content = work(opener(context))
+        except UmbelError as error:
+            content = wire.pack_refusal(wire.Refusal(error.exit_code, str(error)))
+        return Message(content, reply_to=message)
+
+    @made.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        """Says which adapter this site would train."""
+        return answer(message, context, lambda site: wire.pack_description(site.describe()))
+
+    @made.train()
+    def train(message: Message, context: Context) -> Message:
+        """Trains one round; answers with the update, or with the first secure-aggregation message."""
+
+        def work(site: Site) -> RecordDict:
+            reply = site.train(wire.unpack_train_order(message.content))
+            return wire.pack_secagg(reply) if isinstance(reply, SecAggStep) else wire.pack_train_reply(reply)
+
+        return answer(message, context, work)
+
+    @made.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        """Evaluates the global adapter on the site's own data."""
+        order = wire.unpack_evaluate_order
+        return answer(message, context, lambda site: wire.pack_metrics(site.evaluate(order(message.content))))
+
+    def secagg(message: Message, context: Context) -> Message:
+        stage = MessageType(message.metadata.message_type)
+        step = wire.unpack_secagg
+        return answer(message, context, lambda site: wire.pack_secagg(site.secagg(stage, step(message.content))))
+
+    for stage in _STAGES:
+        made.query(stage.value.removeprefix("query."))(secagg)
+    return made
 
 
-@app.query("describe")
-def describe(message: Message, context: Context) -> Message:
-    """Says which adapter this site would train."""
-    return _answer(message, context, lambda site: wire.pack_description(site.describe()))
-
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Trains one round; answers with the update, or with the first secure-aggregation message."""
-
-    def work(site: Site) -> RecordDict:
-        reply = site.train(wire.unpack_train_order(message.content))
-        return wire.pack_secagg(reply) if isinstance(reply, SecAggStep) else wire.pack_train_reply(reply)
-
-    return _answer(message, context, work)
-
-
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Evaluates the global adapter on the site's own data."""
-    return _answer(
-        message, context, lambda site: wire.pack_metrics(site.evaluate(wire.unpack_evaluate_order(message.content)))
-    )
-
-
-def _secagg(message: Message, context: Context) -> Message:
-    stage = MessageType(message.metadata.message_type)
-    return _answer(
-        message, context, lambda site: wire.pack_secagg(site.secagg(stage, wire.unpack_secagg(message.content)))
-    )
-
-
-for _stage in (
-    MessageType.SECAGG_SHARE,
-    MessageType.SECAGG_MASK,
-    MessageType.SECAGG_CONFIRM,
-    MessageType.SECAGG_UNMASK,
-):
-    app.query(_stage.value.removeprefix("query."))(_secagg)
+app = make_app(open_site)

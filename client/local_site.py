@@ -25,7 +25,9 @@ from privacy.secagg.simulated import simulated_identity, simulated_name, simulat
 from privacy.terms import Unit
 from strategies.base import AdapterStrategy
 from strategies.planner import plan as plan_strategy
+from strategies.planner import quantizer
 from umbel import __version__
+from umbel.adapter import Vector
 from umbel.config import RunConfig
 from umbel.errors import SiteError
 from umbel.machine import derived
@@ -151,6 +153,13 @@ class LocalSite(Site):
         if whole is not None:
             self._budget.reserve(whole, order.round)
             update = noised_update(whole, self._config, update, self._strategy.upload_spec(spec, order.round))
+        sent: Vector | npt.NDArray[np.uint8] = update
+        quantize = quantizer(self._config)
+        if quantize is not None:
+            rounding = derive_seed("quantize", self._config.run.seed, self.name, order.round)
+            data = quantize.encode(update, rounding)
+            client.encoded(update, quantize.decode(data))
+            sent = np.frombuffer(data, dtype=np.uint8)
         metrics = {
             "examples": float(len(examples)),
             "seen": result.seen,
@@ -158,7 +167,7 @@ class LocalSite(Site):
         }
         if result.loss is not None and whole is None:
             metrics["loss"] = result.loss
-        outcome = RoundOutcome(key, update, self._strategy.upload_spec(spec, order.round).hash, metrics)
+        outcome = RoundOutcome(key, sent, self._strategy.upload_spec(spec, order.round).hash, metrics)
         self._keep(client.keep(local))
         keep_outcome(self._store, outcome)
         return outcome

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -29,13 +30,13 @@ class RoundOutcome:
 
     Attributes:
         key: of the order that it answers.
-        update: the strategy's upload.
+        update: the strategy's upload, float32; or the quantizer's bytes of it, uint8.
         spec_hash: of the upload's layout.
         metrics: ``examples``, ``seen``, ``loss`` (absent under differential privacy), ``seconds``.
     """
 
     key: str
-    update: Vector
+    update: Vector | npt.NDArray[np.uint8]
     spec_hash: str
     metrics: dict[str, float]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from client.outcome import RoundOutcome
 from client.store import NodeStore
 from privacy.secagg import Identity, OnceGuard, Roster, RoundContext, SecAggClient
@@ -111,7 +113,7 @@ class SecureRound:
         return SecAggStep(step.round, payload)
 
     def _mask(self, client: SecAggClient, ciphertexts: bytes, outcome: RoundOutcome | None) -> bytes:
-        if outcome is None:
+        if outcome is None or outcome.update.dtype != np.float32:
             raise SecAggError("This site holds no update for the round: the coordinator must ask it to train first.")
         known = outcome.metrics
         seen = known.get("seen", 0.0)
@@ -119,7 +121,7 @@ class SecureRound:
         wanted = {item.name for item in client.parameters.encoding.coordinates}
         return client.mask(
             ciphertexts,
-            outcome.update,
+            np.asarray(outcome.update, dtype=np.float32),
             {name: value for name, value in values.items() if name in wanted},
             weight=known.get("examples", 0.0),
         )

@@ -10,7 +10,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.central_dp import CentralMechanism
-from coordinator.collect import BookedCollector, Collector, PlainCollector, SecureCollector
+from coordinator.collect import BookedCollector, Collector, GroupedCollector, PlainCollector, SecureCollector
 from coordinator.courier import Courier
 from coordinator.evaluation import Evaluator
 from coordinator.federation import Federation
@@ -26,7 +26,7 @@ from privacy.plan import PrivacyPlan
 from privacy.secagg.agreement import client_plan
 from privacy.secagg.simulated import roster_of
 from strategies.base import AdapterStrategy
-from strategies.planner import plan, plan_warnings
+from strategies.planner import plan, plan_warnings, quantizer
 from umbel import __version__
 from umbel.adapter import AdapterSpec
 from umbel.config import RunConfig
@@ -71,6 +71,8 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     for sentence in plan_warnings(config):
         logger.warning("%s", sentence)
     task = warm_task(config)
+    if task.skipped:
+        logger.warning("%d lines of the data are left out, first: %s", len(task.skipped), task.skipped[0])
     warm = warm_model(config)
     courier = Courier(grid)
     evaluator = Evaluator(warm, task, config.evaluate)
@@ -134,9 +136,12 @@ def _collector(
             courier,
             timeout=config.federation.timeout,
             by_examples=config.federation.weights == "examples",
-            keep_uploads=not strategy.facts.linear,
+            keep_uploads=not (strategy.facts.linear or config.strategy.groups),
             central=central,
+            quantized=quantizer(config) is not None,
         )
+    if config.strategy.groups:
+        collector = GroupedCollector(collector, config.strategy.groups, seed=config.run.seed)
     if promise is None:
         return collector
     return BookedCollector(
@@ -163,6 +168,11 @@ def _facts(config: RunConfig, warm: WarmModel, task: Task, clients: int) -> dict
             "bytes": report.bytes_after,
         },
         "adapter": {"size": warm.tuned.spec.size, "spec_hash": warm.tuned.spec.hash},
-        "task": {"name": task.name, "headline": task.headline, "fingerprint": task.fingerprint},
+        "task": {
+            "name": task.name,
+            "headline": task.headline,
+            "fingerprint": task.fingerprint,
+            "skipped": list(task.skipped),
+        },
         "clients": clients,
     }

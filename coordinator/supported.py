@@ -15,7 +15,7 @@ def check_supported(config: RunConfig, strategy: AdapterStrategy) -> None:
     """Refuses what the library offers but a run would do wrongly.
 
     Raises:
-        StrategyError: two passes, side terms, buffered asynchrony, quantized uploads, groups or mixed ranks.
+        StrategyError: two passes, side terms, buffered asynchrony or mixed ranks.
     """
     chosen = config.strategy
     reason = ""
@@ -25,10 +25,6 @@ def check_supported(config: RunConfig, strategy: AdapterStrategy) -> None:
         reason = f"strategy.name={chosen.name} keeps a side term beside the base"
     elif chosen.buffer:
         reason = f"strategy.buffer={chosen.buffer} needs an asynchronous loop"
-    elif chosen.compression == "quantize":
-        reason = "strategy.compression=quantize needs uploads as bytes"
-    elif chosen.groups:
-        reason = f"strategy.groups={chosen.groups} needs one collection a group"
     elif chosen.ranks == "mixed":
         reason = "strategy.ranks=mixed needs one adapter a rank"
     if reason:
@@ -55,4 +51,5 @@ def check_privacy(config: RunConfig) -> None:
         PrivacyPlan.from_config(config)
     if config.secagg.enabled:
         cohort = federation.clients if federation.cohort == "all" else federation.cohort_size
-        SecAggParameters.choose(config.secagg, cohort, length=1 << 10, rotate=True)
+        # The smallest group must stand by itself: what a client is hidden in is its group.
+        SecAggParameters.choose(config.secagg, cohort // max(config.strategy.groups, 1), length=1 << 10, rotate=True)

@@ -78,7 +78,10 @@ def plan_warnings(config: RunConfig) -> tuple[str, ...]:
 
 def quantizer(config: RunConfig) -> StochasticQuantizer | None:
     """What encodes uploads to bytes on the plain path, or None."""
-    return StochasticQuantizer(config.strategy.bits) if config.strategy.compression.endswith("quantize") else None
+    chosen = config.strategy
+    if not chosen.compression.endswith("quantize"):
+        return None
+    return StochasticQuantizer(chosen.bits, nearest=chosen.error_feedback)
 
 
 def buffer(config: RunConfig, strategy: AdapterStrategy, version: int = 0) -> FedBuff | None:

@@ -46,13 +46,15 @@ class StrategyConfig(Section):
     """Share of the updates (or groups) that the robust rule must withstand."""
     groups: int = Field(default=0, ge=0)
     """Random groups whose secure sums the robust rule compares; 0 compares single updates."""
-    compression: Literal["none", "quantize", "sparsify", "sketch"] = "none"
+    compression: Literal["none", "quantize", "sparsify", "sketch", "sparsify-quantize", "sketch-quantize"] = "none"
     """How uploads are made smaller."""
     bits: int = Field(default=8, ge=2, le=16)
-    """Bits a value of the compression quantize."""
+    """Bits a value of the compressions that quantize."""
     error_feedback: bool = Field(default=False, alias="error-feedback")
     """Add what compression lost to the client's next upload, before clipping."""
     parts: bool = False
     """Average each part (vision, projector, language) only over clients that trained it."""
     buffer: int = Field(default=0, ge=0)
     """Uploads a step of asynchronous aggregation (FedBuff); 0 keeps synchronous rounds."""
+    max_staleness: int = Field(default=20, ge=0, alias="max-staleness")
+    """Steps that may pass while an asynchronous upload is made; a later one is dropped."""
