@@ -51,6 +51,7 @@ def render_report(run_id: str, config: RunConfig, metrics: Metrics) -> str:
         base=start.base if start else Base(name=config.model.name),
         adapter=start.adapter if start else Adapter(),
         task_name=(start.task.get("name") if start else None) or config.task.name,
+        skipped=list(start.task.get("skipped", ())) if start else [],
         started=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start.time)) if start and start.time else "",
         versions={**({"umbel": start.umbel} if start.umbel else {}), **start.versions} if start else {},
         privacy_rows=_rows(summary.privacy, skip=("statement",)),

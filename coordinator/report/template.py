@@ -173,6 +173,12 @@ from it.</p>
 {% endfor %}
 </table></div>
 
+{% if skipped %}
+<h2>Left out of the coordinator's data</h2>
+<div class="card"><p>{{ skipped | length }} lines of its evaluation data could not be used.</p>
+<ul>{% for sentence in skipped[:20] %}<li>{{ sentence }}</li>{% endfor %}</ul></div>
+{% endif %}
+
 <h2>Configuration</h2>
 <div class="card columns">
 {% for group, table in config.items() %}

@@ -97,6 +97,13 @@ def test_privacy_and_secure_aggregation_are_stated(tmp_path):
     assert "No differential privacy" not in page.text
 
 
+def test_lines_left_out_of_the_data_are_told(tmp_path):
+    task = {"name": "folder", "headline": "eval", "skipped": ["eval.jsonl, line 7: <b>no such image</b>."]}
+    page = Page(write_report(write_run(tmp_path, start=start_line(task=task))).read_text())
+    assert "1 lines of its evaluation data" in page.text
+    assert "eval.jsonl, line 7: <b>no such image</b>." in page.text
+
+
 def test_an_empty_run_still_gives_a_page():
     page = Page(render_report("empty", RunConfig(), Metrics()))
     assert "has not ended" in page.text
