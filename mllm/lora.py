@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch
 from mllm.load import Base
 from mllm.parts import PARTS, LinearSite, linear_sites, suffixes
 from mllm.quiet import quiet
+from mllm.side import SideHooks
 from umbel.adapter import AdapterSpec, LoraShape, Vector
 from umbel.config.model import LoraConfig
 from umbel.errors import ModelError
 from umbel.files import write_atomic
+from umbel.side import SideTerm, fold_side
 
 with quiet():
     import peft
@@ -32,8 +35,20 @@ CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass
+class _Shared:
+    """What one model's adapters of different ranks share: which of them is in it, and the side terms."""
+
+    ranks: dict[int, TunedModel] = field(default_factory=dict)
+    installed: int = 0
+    side: SideHooks = field(default_factory=SideHooks)
+
+
+@dataclass
 class TunedModel:
     """A base with trainable LoRA factors.
+
+    The model computes with what was loaded last: factors of this rank or, through :meth:`at_rank`, of another, and
+    the side terms that came with them.
 
     Attributes:
         model: the PEFT model; only its LoRA factors require a gradient.
@@ -46,21 +61,59 @@ class TunedModel:
     spec: AdapterSpec
     parameters: dict[str, torch.nn.Parameter]
     base: Base
+    _shared: _Shared = field(default_factory=_Shared, repr=False)
+
+    def __post_init__(self) -> None:
+        self._shared.ranks[self.spec.lora.rank] = self
+        self._shared.installed = self._shared.installed or self.spec.lora.rank
+
+    def at_rank(self, rank: int) -> TunedModel:
+        """The same model with factors of another rank (alpha stays, so the scale follows the rank).
+
+        Each rank has parameters of its own, made once; :meth:`load` puts them into the model.
+
+        Raises:
+            AdapterError: the rank is not positive.
+        """
+        if rank not in self._shared.ranks:
+            spec = self.spec.with_rank(rank)
+            device = next(iter(self.parameters.values())).device
+            parameters = {t.name: torch.nn.Parameter(torch.zeros(t.shape, device=device)) for t in spec}
+            TunedModel(self.model, spec, parameters, self.base, self._shared)
+        return self._shared.ranks[rank]
+
+    def _install(self) -> None:
+        rank = self.spec.lora.rank
+        if self._shared.installed == rank:
+            return
+        for pair in self.spec.pairs:
+            layer = self.model.get_submodule(pair.module)
+            down, up = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
+            down.weight, up.weight = self.parameters[pair.a.name], self.parameters[pair.b.name]
+            down.out_features = up.in_features = rank
+            layer.r[_ADAPTER], layer.scaling[_ADAPTER] = rank, self.spec.lora.scaling
+        self._shared.installed = rank
 
     def vector(self) -> Vector:
         """A new flat copy of the factors."""
         flat = torch.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()])
         return np.array(flat.cpu().numpy(), dtype=np.float32)
 
-    def load(self, vector: Vector) -> None:
+    def load(self, vector: Vector, side: Mapping[str, SideTerm] | None = None) -> None:
         """Copies ``vector`` into the factors; modules, optimizer references and the base stay.
 
         Values are not looked at: :meth:`AdapterSpec.check` refuses those that are not finite.
 
+        Args:
+            vector: the factors.
+            side: corrections of frozen weights by module, which replace those loaded before; none by default.
+
         Raises:
-            AdapterError: length or dtype do not fit the spec.
+            AdapterError: length or dtype do not fit the spec, or a side term does not fit its layer.
         """
         self.spec.check_length(vector)
+        self._install()
+        self._shared.side.replace(self.model, self.spec, side or {})
         parameters = list(self.parameters.values())
         # A vector that came from the wire may be read-only, which torch would warn about.
         flat = torch.from_numpy(vector if vector.flags.writeable else vector.copy())
@@ -69,19 +122,25 @@ class TunedModel:
             for parameter, piece in zip(parameters, pieces, strict=True):
                 parameter.copy_(piece.view_as(parameter))
 
-    def save(self, directory: str | Path, vector: Vector | None = None) -> None:
+    def save(
+        self, directory: str | Path, vector: Vector | None = None, side: Mapping[str, SideTerm] | None = None
+    ) -> None:
         """Writes a PEFT adapter directory, the factors as they are or those of ``vector``.
 
+        Side terms become additional ranks of the same adapter (:func:`umbel.side.fold_side`), which PEFT knows
+        nothing about and need not.
+
         Raises:
-            AdapterError: ``vector`` does not fit the spec or is not finite.
+            AdapterError: ``vector`` or a side term does not fit the spec or is not finite.
             RunError: the directory cannot be written.
         """
         values = self.vector() if vector is None else vector
         self.spec.check(values)
-        tensors = {name: np.ascontiguousarray(view) for name, view in self.spec.views(values).items()}
+        spec, values = fold_side(self.spec, values, side or {})
+        tensors = {name: np.ascontiguousarray(view) for name, view in spec.views(values).items()}
         target = Path(directory)
         write_atomic(target / WEIGHTS_FILE, safetensors.numpy.save(tensors, {"format": "pt"}))
-        config = json.dumps(self._config(), indent=2, sort_keys=True) + "\n"
+        config = json.dumps(self._config(spec.lora), indent=2, sort_keys=True) + "\n"
         write_atomic(target / CONFIG_FILE, config.encode())
 
     def enable_gradient_checkpointing(self) -> None:
@@ -94,18 +153,21 @@ class TunedModel:
 
     def detach(self) -> Base:
         """Takes the factors off; the warm base can then carry another adapter. This object is of no use after."""
+        self._shared.side.clear()
         self.model.unload()
         self.parameters = {}
         if hasattr(self.base.model, "peft_config"):
             del self.base.model.peft_config
         return self.base
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, lora: LoraShape) -> dict[str, Any]:
         body: dict[str, Any] = dict(self.model.peft_config[_ADAPTER].to_dict())
         kind = type(self.base.model)
         body |= {
             "base_model_name_or_path": self.base.source,
             "inference_mode": True,
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
             "auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__},
         }
         # Sets come in an order that changes from process to process.
