@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from client.losses import example_losses
@@ -56,6 +57,35 @@ class PrivateSteps:
         """The public expected batch size."""
         return self._sampler.expected
 
+    @property
+    def clipping_norm(self) -> float:
+        """Largest L2 norm of one example's contribution to a sum."""
+        return self._plan.clipping_norm
+
+    @property
+    def engine(self) -> str:
+        """Name of the per-example gradient engine."""
+        return self._engine
+
+    @property
+    def microbatch(self) -> int:
+        """Most examples in one forward pass."""
+        return self._microbatch
+
+    def batches(self, steps: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The draws of ``steps`` steps, each made when it is asked for; some may be empty."""
+        return self._sampler.batches(steps)
+
+    def noised_mean(self, clipped: Vector) -> Vector:
+        """The release of one step: noise on the clipped sum, then the public divisor; in place.
+
+        Args:
+            clipped: the sum over one draw, of the trainable tensors in the spec's order. Call once a draw.
+        """
+        self._add_noise(clipped)
+        clipped /= np.float32(self._sampler.expected)
+        return clipped
+
     def run(
         self,
         model: Any,
@@ -75,7 +105,7 @@ class PrivateSteps:
             ModelError, PrivacyError: as the engine's ``accumulate``.
         """
         engine = make_engine(self._engine, model, parameters, self._plan.clipping_norm)
-        for indices in self._sampler.batches(steps):
+        for indices in self.batches(steps):
             chosen = [int(i) for i in indices]
             for start in range(0, len(chosen), self._microbatch):
                 self._accumulate(
@@ -108,8 +138,7 @@ class PrivateSteps:
     def _release(self, clipped: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter]) -> None:
         """Noises the whole sum as one vector and leaves its mean in each parameter's ``grad``."""
         flat = np.concatenate([clipped[name].detach().cpu().numpy().ravel() for name in parameters])
-        self._add_noise(flat)
-        flat /= np.float32(self._sampler.expected)
+        self.noised_mean(flat)
         start = 0
         for parameter in parameters.values():
             part = torch.from_numpy(flat[start : start + parameter.numel()]).view_as(parameter)

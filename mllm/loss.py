@@ -26,8 +26,9 @@ def per_example_loss(
         reduction: ``mean`` over the example's labelled tokens, or their ``sum``.
 
     Returns:
-        float32 [n]. An example without a labelled token gives 0 with a gradient of 0; an empty batch gives an
-        empty tensor. A logit that is not finite gives a loss that is not finite in its own example only.
+        float32 [n] (float64 for float64 logits). An example without a labelled token gives 0 with a gradient of 0; an
+        empty batch gives an empty tensor. A logit that is not finite gives a loss that is not finite in its own
+        example only.
 
     Raises:
         ModelError: the shapes do not fit together or the reduction is unknown.
@@ -42,9 +43,10 @@ def per_example_loss(
     target = labels[:, 1:]
     rows, steps = (target != IGNORED).nonzero(as_tuple=True)
     # Only labelled positions are turned to float32: with a large vocabulary the rest would be most of the memory.
-    chosen = logits[rows, steps].float()
+    chosen = logits[rows, steps]
+    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     losses = functional.cross_entropy(chosen, target[rows, steps], reduction="none")
-    total = torch.zeros(logits.shape[0], dtype=torch.float32, device=logits.device).index_add(0, rows, losses)
+    total = torch.zeros(logits.shape[0], dtype=chosen.dtype, device=logits.device).index_add(0, rows, losses)
     if reduction == "sum":
         return total
     counts = torch.zeros_like(total).index_add(0, rows, torch.ones_like(losses))

@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from client.trainer import Trainer
+from simulations.batched.fit import lane_sites, why_not
+from simulations.batched.group import LaneGroup, local_vectors
 from simulations.batched.job import LaneJob, LaneOutcome, LaneResult
+from simulations.batched.lane import Lane, order_lanes
+from simulations.batched.owners import UnmappedRows
 from umbel.config import TrainConfig
-from umbel.errors import ConfigError, UmbelError
+from umbel.errors import ConfigError, ModelError, UmbelError
 
 if TYPE_CHECKING:
     from mllm.lora import TunedModel
     from mllm.tasks.collate import Collator
+
+
+_ROWS = 256
+_EXACT = ("auto", "bookkeeping")
 
 
 class LaneTrainer:
@@ -47,7 +55,9 @@ class LaneTrainer:
         self._collator = collator
         self._config = config
         self._lanes = lanes
-        self._rows = rows
+        self._most = rows or _ROWS
+        self.batched_seconds = 0.0
+        """Seconds spent in joint forward and backward passes so far."""
 
     def train_many(self, jobs: Sequence[LaneJob]) -> list[LaneOutcome]:
         """Trains every job; one entry a job, in the order given; no jobs give an empty list.
@@ -56,7 +66,57 @@ class LaneTrainer:
             For each job its result, or the :class:`~umbel.errors.UmbelError` that the sequential trainer would have
             raised for it (no examples, a loss that is not finite, a broken image). Others are not disturbed.
         """
-        return [self._alone(job, "") for job in jobs]
+        outcomes: list[LaneOutcome | None] = [None] * len(jobs)
+        reason = why_not(self._tuned) if self._lanes > 1 and len(jobs) > 1 else ""
+        alone: list[tuple[int, str]] = []
+        for positions in self._groups(jobs) if self._lanes > 1 and not reason else [[i] for i in range(len(jobs))]:
+            why = reason or _alone_because(jobs[positions[0]])
+            if why or len(positions) == 1:
+                alone += [(i, why) for i in positions]
+                continue
+            try:
+                found = self._together([jobs[i] for i in positions])
+            except UnmappedRows as error:
+                if jobs[positions[0]].private is None or not error.late:
+                    alone += [(i, str(error)) for i in positions]
+                    continue
+                found = [ModelError(f"{error} Train one lane at a time.")] * len(positions)
+            except UmbelError as error:
+                found = [error] * len(positions)
+            for i, outcome in zip(positions, found, strict=True):
+                outcomes[i] = outcome
+        for i, why in alone:
+            outcomes[i] = self._alone(jobs[i], why)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _groups(self, jobs: Sequence[LaneJob]) -> list[list[int]]:
+        """Positions of jobs that may share a batch, those alike beside each other, at most ``lanes`` together."""
+        kinds: dict[object, list[int]] = {}
+        for i, job in enumerate(jobs):
+            private = job.private
+            key = (job.client.spec.hash, job.client.trainable, private and (private.clipping_norm, private.engine))
+            kinds.setdefault(key, []).append(i)
+        groups = []
+        for positions in kinds.values():
+            order = order_lanes([Lane(jobs[i], self._config) for i in positions])
+            chosen = [positions[k] for k in order]
+            groups += [chosen[start : start + self._lanes] for start in range(0, len(chosen), self._lanes)]
+        return groups
+
+    def _together(self, jobs: Sequence[LaneJob]) -> list[LaneOutcome]:
+        started = time.perf_counter()
+        lanes = [Lane(job, self._config) for job in jobs]
+        group = LaneGroup(self._tuned, self._collator, self._config, lanes, lane_sites(self._tuned), self._most)
+        try:
+            group.run()
+        finally:
+            self.batched_seconds += group.batched_seconds
+        results, vectors = [lane.result() for lane in lanes], local_vectors(group)
+        seconds = (time.perf_counter() - started) / max(sum(result.seen for result in results), 1.0)
+        return [
+            lane.error or LaneResult(result, vector, seconds * result.seen)
+            for lane, result, vector in zip(lanes, results, vectors, strict=True)
+        ]
 
     def _alone(self, job: LaneJob, reason: str) -> LaneOutcome:
         started = time.perf_counter()
@@ -67,6 +127,15 @@ class LaneTrainer:
         except UmbelError as error:
             return error
         return LaneResult(result, self._tuned.vector(), time.perf_counter() - started, reason)
+
+
+def _alone_because(job: LaneJob) -> str:
+    """Why this job cannot be a lane; "" when it can."""
+    if not job.client.trainable:
+        return "nothing is trainable"
+    if job.private is not None and job.private.engine not in _EXACT:
+        return f"the clipping engine {job.private.engine!r} was asked for"
+    return ""
 
 
 def train_many(

@@ -1,0 +1,100 @@
+"""One joint forward and backward pass: the next microbatch of a run of lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from simulations.batched.owners import LaneRows, Owners
+from simulations.batched.state import LaneSite, LaneState
+
+
+class Chunk:
+    """What the laned layers need to know while one joint batch runs.
+
+    Args:
+        state: of the group.
+        lanes: which lanes take part, neighbours in the group.
+        rows: owners of rows, over exactly these lanes.
+        size: examples in the joint batch.
+        lengths: tokens of the longest row of each lane, its own padded width.
+        generators: one a lane, for dropout; None switches dropout off.
+        books: [size, d] of zeros for per-example gradients; None sums them into the group's gradient.
+    """
+
+    def __init__(
+        self,
+        state: LaneState,
+        lanes: slice,
+        rows: LaneRows,
+        size: int,
+        lengths: Sequence[int],
+        generators: Sequence[torch.Generator] | None,
+        books: Tensor | None = None,
+    ) -> None:
+        self.rows = rows
+        self._state = state
+        self._lanes = lanes
+        self._size = size
+        self._lengths = lengths
+        self._generators = generators
+        self._books = books
+
+    def factors(self, site: LaneSite) -> tuple[Tensor, Tensor]:
+        """A [lanes, r, in] and B [lanes, out, r]."""
+        return self._state.factor(site.pair.a, self._lanes), self._state.factor(site.pair.b, self._lanes)
+
+    def mask(self, site: LaneSite, lanes: Owners, shape: Sequence[int], text: bool) -> Tensor | None:
+        """Dropout's factors [rows, in], drawn as the sequential trainer would draw them for each lane alone.
+
+        A lane alone has its own padded width, so it draws fewer values; the rest stay 0, behind its last token.
+        """
+        if site.dropout == 0 or self._generators is None:
+            return None
+        width = shape[-1]
+        keep = 1 - site.dropout
+        out = torch.zeros(*shape, dtype=self._state.weights.dtype, device=self._state.weights.device)
+        grid = out.view(self._size, -1, width) if text else out.view(sum(lanes.counts), -1, width)
+        per_row = sum(lanes.counts) // self._size if text else 1
+        row = 0
+        for lane, count in enumerate(lanes.counts):
+            if count:
+                part = grid[row : row + count // per_row]
+                if text:
+                    part = part[:, : self._lengths[lane]]
+                drawn = torch.empty(part.shape, dtype=out.dtype, device=out.device)
+                part.copy_(drawn.bernoulli_(keep, generator=self._generators[lane]).div_(keep))
+                row += count // per_row
+        return out.view(-1, width)
+
+    def record(
+        self, site: LaneSite, lanes: Owners, examples: Owners, g: Tensor, back: Tensor, hidden: Tensor, kept: Tensor
+    ) -> None:
+        """Adds one layer's gradients: of A from (back, kept), of B from (g, hidden); rows as in the forward pass."""
+        owners = lanes if self._books is None else examples
+        scale = kept.shape[0] // max(sum(lanes.counts), 1)
+        for tensor, left, right, alpha in (
+            (site.pair.a, back, kept, 1.0),
+            (site.pair.b, g, hidden, site.scaling),
+        ):
+            target = self._target(tensor.name)
+            if target is None:
+                continue
+            into = target.view(target.shape[0], *tensor.shape)
+            for first, last, start, stop in owners.pieces:
+                rows, n = slice(start * scale, stop * scale), last - first
+                into[first:last].baddbmm_(
+                    left[rows].view(n, -1, left.shape[1]).mT, right[rows].view(n, -1, right.shape[1]), alpha=alpha
+                )
+            number = self._state.index[tensor.name]
+            for first, last, _, _ in lanes.pieces:
+                self._state.present[self._lanes.start + first : self._lanes.start + last, number] = True
+
+    def _target(self, name: str) -> Tensor | None:
+        offset = self._state.offsets.get(name)
+        if offset is None:
+            return None
+        flat = self._state.gradients[self._lanes] if self._books is None else self._books
+        return flat[:, offset : offset + self._state.sizes[self._state.index[name]]]
