@@ -80,12 +80,27 @@ class Federation:
         collected = self._collector.collect(cohort, self._broadcast(number, state))
         gathered = time.perf_counter()
         state = self._step(number, cohort, collected, state)
+        self._record(number, len(cohort), collected, state, started=started, gathered=gathered)
+        return state
+
+    def _record(
+        self,
+        number: int,
+        cohort: int,
+        collected: Collected,
+        state: StrategyState,
+        *,
+        started: float,
+        gathered: float,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        """Evaluates what a round gave and writes its line; ``more`` goes into the line as it is."""
         stepped = time.perf_counter()
         evaluation = self._evaluate(number, state)
         ended = time.perf_counter()
         self._tracker.round(
             round=number,
-            cohort=len(cohort),
+            cohort=cohort,
             survivors=len(collected.survivors),
             rejected=collected.rejections,
             reasons=collected.rejected,
@@ -103,9 +118,9 @@ class Federation:
             evaluation=evaluation,
             privacy=self._privacy.spent(number),
             secagg=collected.secagg,
+            **(more or {}),
         )
         self._log(number, cohort, collected, evaluation, ended - started)
-        return state
 
     def _cohort(self, number: int) -> list[Participant]:
         config = self._config
@@ -180,7 +195,7 @@ class Federation:
     def _log(
         self,
         number: int,
-        cohort: Sequence[Participant],
+        cohort: int,
         collected: Collected,
         evaluation: dict[str, dict[str, Any]] | None,
         seconds: float,
@@ -193,7 +208,7 @@ class Federation:
             number,
             self._config.federation.rounds,
             len(collected.survivors),
-            len(cohort),
+            cohort,
             f", loss {collected.metrics['loss']:.4f}" if "loss" in collected.metrics else "",
             measured,
             seconds,

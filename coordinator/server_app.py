@@ -9,6 +9,7 @@ from importlib import metadata
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from coordinator.asynchronous import AsynchronousFederation
 from coordinator.central_dp import CentralMechanism
 from coordinator.collect import BookedCollector, Collector, GroupedCollector, PlainCollector, SecureCollector
 from coordinator.courier import Courier
@@ -82,7 +83,8 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     promise = _client_plan(config, len(population), upload)
     record = PrivacyRecord(config, folder.path, promise)
     collector = _collector(config, courier, strategy, population, folder, promise, upload)
-    federation = Federation(config, strategy, spec, population, collector, evaluator, folder, record)
+    parts = (config, strategy, spec, population, collector, evaluator, folder, record)
+    federation = AsynchronousFederation(grid, *parts) if config.strategy.buffer else Federation(*parts)
     checkpoint = federation.begin(initial)
     tracker = Tracker(folder.metrics)
     if checkpoint.round == 0:

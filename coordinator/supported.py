@@ -15,7 +15,7 @@ def check_supported(config: RunConfig, strategy: AdapterStrategy) -> None:
     """Refuses what the library offers but a run would do wrongly.
 
     Raises:
-        StrategyError: two passes, side terms, buffered asynchrony or mixed ranks.
+        StrategyError: two passes, side terms or mixed ranks.
     """
     chosen = config.strategy
     reason = ""
@@ -23,8 +23,6 @@ def check_supported(config: RunConfig, strategy: AdapterStrategy) -> None:
         reason = f"strategy.name={chosen.name} sends two uploads a round"
     elif chosen.name in _SIDE_TERMS:
         reason = f"strategy.name={chosen.name} keeps a side term beside the base"
-    elif chosen.buffer:
-        reason = f"strategy.buffer={chosen.buffer} needs an asynchronous loop"
     elif chosen.ranks == "mixed":
         reason = "strategy.ranks=mixed needs one adapter a rank"
     if reason:

@@ -30,6 +30,7 @@ class MemoryGrid(Grid):
         nodes: how many.
         run_config: the run's options, as Flower would hand them over.
         fault: what goes wrong; nothing by default.
+        delay: how often a reply is asked for in vain before it comes, by node index and message: slow clients.
     """
 
     def __init__(
@@ -39,11 +40,14 @@ class MemoryGrid(Grid):
         run_config: dict[str, bool | int | float | str] | None = None,
         *,
         fault: Fault | None = None,
+        delay: Callable[[int, Message], int] | None = None,
     ) -> None:
         if getattr(TaskIdentity, "_run_id", None) is None:  # a Message asks its process which run it belongs to
             TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
         self._client = client
         self._fault = fault
+        self._delay = delay
+        self._left: dict[str, int] = {}
         self._waiting: dict[str, Message] = {}
         self._again: list[Message] = []
         self.contexts = {
@@ -84,6 +88,8 @@ class MemoryGrid(Grid):
             identifier = uuid.uuid4().hex
             message.metadata.__dict__["_message_id"] = identifier  # as Flower's own grids do; there is no setter
             self._waiting[identifier] = message
+            if self._delay is not None:
+                self._left[identifier] = self._delay(message.metadata.dst_node_id - 1, message)
             self.sent.append((message.metadata.dst_node_id - 1, message.metadata.message_type))
             identifiers.append(identifier)
         return identifiers
@@ -92,6 +98,9 @@ class MemoryGrid(Grid):
         """Runs the clients whose replies are asked for, one after the other."""
         replies = [self._again.pop()] if self._again else []
         for identifier in message_ids:
+            if self._left.get(identifier, 0) > 0:
+                self._left[identifier] -= 1
+                continue
             message = self._waiting.pop(identifier, None)
             if message is not None:
                 replies.extend(self._run(message))

@@ -224,6 +224,11 @@ def _buffer(config: RunConfig, method: type[AdapterStrategy]) -> str | None:
             f"{what} compares updates of one and the same adapter, which asynchronous ones are not: set "
             "strategy.robust and strategy.regulariser to none, or strategy.buffer to 0."
         )
+    if config.strategy.ranks == "mixed":
+        return (
+            "Asynchronous updates are averaged as vectors of one length: set strategy.ranks to same, or "
+            "strategy.buffer to 0."
+        )
     if config.federation.cohort == "poisson":
         return (
             "An asynchronous run keeps a fixed number of clients busy, which a Poisson cohort is not: set "

@@ -2,10 +2,12 @@
 
     q = floor(x Q / m + u),  u uniform in [0, 1),  Q = 2^(bits - 1) - 1,  m = max |x| of the block;   x ~ q m / Q
 
-Unbiased, error below m / Q in each value, and zero stays zero. With error feedback u is 1/2 instead: rounding to the
-nearest level is biased but never moves a value by more than its own size, a contraction, while the variance of unbiased
-rounding to few bits would pile up in the memory (Karimireddy et al. 2019). For uploads in plain; under secure aggregation the
+Unbiased, error below m / Q in each value, and zero stays zero. For uploads in plain; under secure aggregation the
 masked encoding has its own rounding and this would add nothing.
+
+With error feedback u is 1/2 instead. Rounding to the nearest level is biased, but never moves a value by more than its
+own size: a contraction, as error feedback wants it (Karimireddy et al. 2019). The variance of unbiased rounding to few
+bits would pile up in the memory.
 """
 
 from __future__ import annotations

@@ -71,6 +71,30 @@ REFUSED = [
     ({"strategy__buffer": 4, "strategy__name": "rolora"}, "older adapter"),
     ({"strategy__buffer": 4, "secagg__enabled": True}, "share no round"),
     ({"strategy__buffer": 4, "privacy__unit": "client"}, "when they like"),
+    ({"strategy__buffer": 4, "strategy__robust": "median"}, "one and the same adapter"),
+    (
+        {"strategy__buffer": 4, "strategy__regulariser": "scaffold", "train__optimizer": "sgd"},
+        "one and the same adapter",
+    ),
+    ({"strategy__buffer": 4, "strategy__ranks": "mixed"}, "one length"),
+    ({"strategy__buffer": 4, "federation__cohort": "poisson"}, "fixed number of clients busy"),
+    ({"strategy__buffer": 21}, "counts once a step"),
+    ({"strategy__buffer": 1}, "below federation.minimum"),
+    ({"strategy__buffer": 4, "strategy__compression": "sketch-quantize"}, "common seed"),
+    ({"strategy__compression": "sketch-quantize", "secagg__enabled": True}, "rounds values itself"),
+    (
+        {"strategy__compression": "quantize", "strategy__error_feedback": True, "strategy__name": "rolora"},
+        "other coordinates",
+    ),
+    (
+        {"strategy__compression": "quantize", "strategy__error_feedback": True, "strategy__name": "fedsvd"},
+        "other coordinates",
+    ),
+    ({"strategy__robust": "median", "privacy__unit": "client", "privacy__place": "coordinator"}, "adds its noise to"),
+    (
+        {"strategy__robust": "median", "strategy__groups": 3, "federation__cohort": "poisson"},
+        "too small to be divided",
+    ),
     ({"strategy__name": "fedavg"}, "unknown"),
 ]
 
