@@ -31,8 +31,9 @@ class Evaluator:
         return {self._task.headline: self._measure(adapter, self._task.headline, self._config.limit)}
 
     def everything(self, adapter: Vector) -> dict[str, dict[str, Any]]:
-        """The main set in full, and the others up to ``evaluate.others``: what beginning and end report."""
-        limits = {name: 0 if name == self._task.headline else self._config.others for name in self._task.evaluation}
+        """The main set up to ``evaluate.main``, the others up to ``evaluate.others``: what beginning and end report."""
+        main, others = self._config.main, self._config.others
+        limits = {name: main if name == self._task.headline else others for name in self._task.evaluation}
         return {name: self._measure(adapter, name, limit) for name, limit in limits.items()}
 
     def _measure(self, adapter: Vector, name: str, limit: int) -> dict[str, Any]:

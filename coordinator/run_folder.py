@@ -50,6 +50,7 @@ _FREE = frozenset(
         "evaluate.clients",
         "evaluate.central",
         "evaluate.central-rate",
+        "evaluate.main",
         "evaluate.others",
         "secagg.stage-timeout",
         "secagg.attempts",

@@ -47,13 +47,17 @@ class EvaluateConfig(Section):
     every: int = Field(default=1, ge=0)
     """Rounds between evaluations; 0 evaluates only at the end."""
     limit: int = Field(default=1000, ge=0)
-    """Most examples of the main set after a round; 0 takes all. Beginning and end always take all of it."""
+    """Most examples of the main set after a round; 0 takes all."""
+    main: int = Field(default=0, ge=0)
+    """Most examples of the main set at the beginning and the end; 0 takes all."""
     others: int = Field(default=1500, ge=0)
     """Most examples of the other sets at the beginning and the end; 0 takes all."""
     batch_size: int = Field(default=64, ge=1, alias="batch-size")
     """Examples in one forward pass of an evaluation."""
     clients: bool = False
-    """Also ask clients to evaluate the global adapter on their own held-out data."""
+    """Also ask clients to evaluate, with what they keep of their own, on data of theirs that is not trained on."""
+    held_out: float = Field(default=0.2, gt=0, lt=1, alias="held-out")
+    """Share of each client's examples that is held out for that; nothing is while evaluate.clients is off."""
     central: bool = False
     """At the end train the same LoRA on the pooled data for the same number of examples, as a comparison."""
     central_rate: float = Field(default=2e-3, gt=0, alias="central-rate", allow_inf_nan=False)
