@@ -44,11 +44,20 @@ class VirtualClock:
         """Virtual seconds since the run began."""
         return self._now
 
+    def stands_in(self, name: str) -> bool:
+        """Whether the round of this name is the current one."""
+        return bool(self.rounds) and self.rounds[-1].round == name
+
     def round(self, name: str) -> VirtualRound:
         """The round of this name, begun now if it is new."""
-        if not self.rounds or self.rounds[-1].round != name:
+        if not self.stands_in(name):
             self.rounds.append(VirtualRound(name, self._now))
         return self.rounds[-1]
+
+    def resume(self, rounds: list[VirtualRound]) -> None:
+        """Takes up the rounds of an earlier process; the clock stands at their end."""
+        self.rounds = list(rounds)
+        self._now = rounds[-1].started + rounds[-1].seconds if rounds else 0.0
 
     def advance(self, seconds: float) -> None:
         """Lets ``seconds`` pass, in the current round if there is one.

@@ -46,7 +46,7 @@ def ray_session(
     """
     import ray
 
-    if ray.is_initialized():  # type: ignore[no-untyped-call]
+    if ray.is_initialized():
         yield ray_nodes()
         return
     if address is not None:

@@ -276,7 +276,11 @@ class RayGrid(Grid):
         for order in done.batch.orders:
             self._open.pop(order.id, None)
         for reply in done.answer.replies:
-            self._ready.setdefault(reply.metadata.reply_to_message_id, []).append(reply)
+            known = reply.metadata
+            copies = 1 + bool(
+                self._world and self._world.repeats(known.src_node_id, known.message_type, known.group_id)
+            )
+            self._ready.setdefault(known.reply_to_message_id, []).extend([reply] * copies)
 
     def _pool_expired(self, messages: Sequence[Message]) -> None:
         """A new stage of another round has begun: what nobody waits for any more is not carried out."""

@@ -8,7 +8,7 @@ passes instead of the coordinator's patience. Nothing here depends on how fast t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ _STAGES = (
     MessageType.SECAGG_CONFIRM,
     MessageType.SECAGG_UNMASK,
 )
+_OUTSIDE = "0"
+"""The round of what the fleet has no part in: describing itself, and the central comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class WorldRules:
         dropout: share of devices that break off in the middle of a round, at any stage alike.
         crash: share of devices whose training crashes.
         delay: share of devices that take ten times as long.
+        twice: share of messages that are delivered twice.
         presence: whether devices come and go; without it every device is there all the time.
         secure: whether updates leave as masked vectors, in five stages.
         up_ratio: bytes of an upload over those of the adapter.
@@ -63,6 +66,7 @@ class WorldRules:
     dropout: float = 0.0
     crash: float = 0.0
     delay: float = 0.0
+    twice: float = 0.0
     presence: bool = False
     secure: bool = False
     up_ratio: float = 1.0
@@ -86,16 +90,25 @@ class World:
         self._adapter = 0
         self._leaves: dict[int, int] = {}
         self.clock = VirtualClock()
+        self.on_round: Callable[[], None] | None = None
+        """Called when a round begins, before its clock runs."""
 
     def play(self, sent: Sequence[Sent]) -> dict[str, str]:
         """Lets the clock pass for messages sent together; returns why a message gets no answer, by its id."""
-        if not sent or sent[0].kind not in _STAGES:
+        if not sent or sent[0].kind not in _STAGES or sent[0].group == _OUTSIDE:
             return {}
+        if self.on_round is not None and not self.clock.stands_in(sent[0].group):
+            self.on_round()
         current = self.clock.round(sent[0].group)
         current.bytes_down += sum(message.size for message in sent)
         if sent[0].kind == MessageType.TRAIN:
             return self._train(sent, current)
         return self._stage(sent, current)
+
+    def repeats(self, node: int, kind: str, group: str) -> bool:
+        """Whether the reply of a node is delivered twice."""
+        share = self._rules.twice
+        return share > 0 and float(generator("twice", self._seed, node, kind, group).random()) < share
 
     def report(self) -> dict[str, Any]:
         """Virtual seconds and bytes, in all and round by round."""

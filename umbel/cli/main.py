@@ -16,6 +16,8 @@ from umbel.errors import UmbelError
 COMMANDS = {
     "demo": ("umbel.cli.demo", "Run the built-in example: 20 clients, 8 rounds, easy-VQA."),
     "run": ("umbel.cli.run", "Run federated fine-tuning under Flower's simulation, or resume a run."),
+    "simulate": ("umbel.cli.simulate", "Run a scenario on hundreds of virtual devices, or on a Ray cluster."),
+    "compare": ("umbel.cli.compare", "Write one page that compares runs: curves and a table."),
     "runs": ("umbel.cli.runs", "List the runs."),
     "report": ("umbel.cli.report", "Write a run's report.html again and say where it is."),
     "evaluate": ("umbel.cli.evaluate", "Measure a run's adapter on the task's evaluation sets."),

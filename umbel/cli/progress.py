@@ -28,6 +28,7 @@ class RunProgress:
         self._size = -1
         self._said: set[int] = set()
         self._live = err.is_terminal
+        self._state = self._detail = ""
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("rounds"),
@@ -54,6 +55,12 @@ class RunProgress:
         """Shows what is going on before the first line arrives."""
         self._bar.update(self._task, state=state)
 
+    def detail(self, text: str) -> None:
+        """Shows beside the state what happens within the round."""
+        if text != self._detail:
+            self._detail = text
+            self._bar.update(self._task, state=f"{self._state} · {text}" if text else self._state)
+
     def update(self) -> Metrics | None:
         """Looks for new lines and shows them; returns the metrics when there were any."""
         try:
@@ -73,7 +80,8 @@ class RunProgress:
                 self._said.add(line.round)
                 if not self._live:
                     err.print(round_sentence(line, self._rounds, metrics.headline), markup=False)
-        self._bar.update(self._task, completed=len(metrics.rounds), state=status(metrics, self._rounds))
+        self._state = status(metrics, self._rounds)
+        self._bar.update(self._task, completed=len(metrics.rounds), state=self._state)
 
 
 def seconds_left(metrics: Metrics, rounds: int) -> float | None:
