@@ -85,6 +85,25 @@ class ExactAccumulator:
         self._weight += other._weight
         self.count += other.count
 
+    def export(self) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
+        """What :meth:`restore` takes: numbers, and the sum itself (not a copy)."""
+        head = {"unit": self._unit, "weight": self._weight, "bound": self._bound, "count": float(self.count)}
+        return head, self._sum
+
+    @classmethod
+    def restore(cls, head: dict[str, float], values: npt.NDArray[np.float64]) -> ExactAccumulator:
+        """The accumulator of which :meth:`export` told.
+
+        Raises:
+            AdapterError: the values are not one float64 vector of finite numbers.
+        """
+        if values.ndim != 1 or values.dtype != np.float64 or not bool(np.isfinite(values).all()):
+            raise AdapterError("A partial sum cannot be read: both ends must run the same version of umbel.")
+        made = cls(0, unit=head["unit"])
+        made._sum = values.copy()
+        made._weight, made._bound, made.count = head["weight"], head["bound"], int(head["count"])
+        return made
+
     def total(self) -> npt.NDArray[np.float64]:
         """The weighted sum, a copy; zeros when nothing was added."""
         return self._sum * self._unit

@@ -19,17 +19,18 @@ from safetensors.numpy import load, save
 from client.client_app import make_app
 from client.local_site import LocalSite
 from client.outcome import RoundOutcome, keep_outcome
+from client.round_job import RoundJob
 from client.site import Site
 from client.store import ContextStore
+from client.trainer import TrainResult
 from mllm.tasks.base import ExampleSet
 from mllm.tasks.example import Example
-from mllm.warm import WarmModel
 from simulations.attackers import corrupted, hostile_nodes
 from simulations.clients import StockClient
 from simulations.devices import generator
+from umbel.adapter import Vector
 from umbel.config import RunConfig
 from umbel.errors import ConfigError
-from umbel.wire import TrainOrder
 
 Malice = Literal["sign-flip", "scale", "random", "label-flip", "backdoor"]
 Break = Literal["nan", "shape", "stale"]
@@ -98,15 +99,19 @@ class FaultySite(LocalSite):
         self._malice = faults.malice if index in faults.hostile() else None
         self._blind = index in faults.without_images()
 
-    def _examples(self) -> ExampleSet:
-        examples = super()._examples()
+    def _split(self) -> tuple[ExampleSet, ExampleSet]:
+        mine, held_out = super()._split()
+        return self._poisoned(mine), held_out
+
+    def _poisoned(self, examples: ExampleSet) -> ExampleSet:
         if self._malice in ("label-flip", "backdoor"):
             examples = Poisoned(examples, self._malice)
         return WithoutImages(examples) if self._blind else examples
 
-    def _fit(self, warm: WarmModel, order: TrainOrder, key: str) -> RoundOutcome:
-        honest = super()._fit(warm, order, key)
-        sent = self._changed(np.asarray(honest.update), order.round)
+    def conclude(self, job: RoundJob, result: TrainResult, local: Vector, seconds: float) -> RoundOutcome:
+        """See LocalSite; then the fault takes the place of the update."""
+        honest = super().conclude(job, result, local, seconds)
+        sent = self._changed(np.asarray(honest.update), job.order.round)
         if sent is honest.update:
             return honest
         lie = replace(honest, update=sent)
@@ -172,11 +177,10 @@ class WithoutImages(ExampleSet):
 
 
 class FaultyClient(StockClient):
-    """The ClientApp whose sites follow a fault plan. Devices without a fault still train as lanes of one batch."""
+    """The ClientApp whose sites follow a fault plan."""
 
     def __init__(self, faults: FaultPlan) -> None:
         self._faults = faults
-        self._special = faults.hostile() | faults.without_images()
         self._app = make_app(self._open)
 
     def __reduce__(self) -> tuple[type[FaultyClient], tuple[FaultPlan]]:
@@ -187,23 +191,10 @@ class FaultyClient(StockClient):
         return self._app(message, context)
 
     def many(self, messages: Sequence[Message], contexts: Sequence[Context], *, lanes: int) -> list[Message]:
-        """See ManyClient: honest devices as lanes, the others one by one."""
-        honest = [place for place, message in enumerate(messages) if not self._touched(message)]
-        found = dict(
-            zip(
-                honest,
-                super().many([messages[i] for i in honest], [contexts[i] for i in honest], lanes=lanes),
-                strict=True,
-            )
-        )
-        return [
-            found[place] if place in found else self(message, contexts[place]) for place, message in enumerate(messages)
-        ]
+        """See ManyClient: faults happen when a lane is over, so faulty devices are lanes like the others."""
+        from simulations.batched.site import answer_train
 
-    def _touched(self, message: Message) -> bool:
-        index, group = message.metadata.dst_node_id - 1, message.metadata.group_id
-        number = int(group) if group.isdecimal() else 0
-        return bool(self._faults.stale) or index in self._special or self._faults.broken(index, number) is not None
+        return answer_train(messages, contexts, lanes=lanes, opener=self._open)
 
     def _open(self, context: Context) -> Site:
         config = RunConfig.from_flat(context.run_config)

@@ -197,12 +197,12 @@ def load_scenario(name: str, overrides: Mapping[str, Any] | None = None) -> list
         raise ConfigError(f"{path} cannot be read ({error}): give a TOML file as in simulations/scenarios.") from None
     title = str(body.pop("title", path.stem))
     sweep = {SHORT.get(key, key): value for key, value in flatten(body.pop("sweep", {})).items()}
-    flat = {**flatten(body), **{SHORT.get(key, key): value for key, value in (overrides or {}).items()}}
-    for key in [key for key, value in flat.items() if isinstance(value, list)]:
-        sweep[key] = flat.pop(key)
-    for key in overrides or {}:
-        if SHORT.get(key, key) in flat:
-            sweep.pop(SHORT.get(key, key), None)
+    given = {SHORT.get(key, key): value for key, value in (overrides or {}).items()}
+    flat = {**flatten(body), **given}
+    sweep = {key: values for key, values in sweep.items() if key not in given}
+    for key in dict.fromkeys([*given, *flat]):
+        if isinstance(flat[key], list):
+            sweep[key] = flat.pop(key)
     for key, values in sweep.items():
         if not (isinstance(values, list) and values):
             raise ConfigError(f"Sweep {key!r} has the value {values!r}, expected a list of values: write [1, 2].")

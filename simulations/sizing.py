@@ -15,6 +15,7 @@ from typing import Any
 
 from mllm.checkpoint import resolve
 from simulations.cluster import RayNode
+from simulations.lanes import effective_lanes
 from umbel.config import RunConfig
 from umbel.errors import ConfigError, ModelError
 
@@ -34,8 +35,6 @@ _TEXT = 64
 """Tokens of text an example, and of an image whose size the configuration does not tell."""
 _ROWS = 256
 """Examples that lanes pass forward together (simulations.batched)."""
-_FEWEST_GROUPS = 4
-_FEWEST_LANES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +189,6 @@ def plan_actors(
     useful = max(1, math.ceil(cohort / lanes)) if lanes > 1 else cohort
     chosen = actors or min(fitting, useful)
     return ActorPlan(chosen, lanes, cpus, share, need, driver, store_mb, tuple(nodes))
-
-
-def effective_lanes(lanes: int, cohort: int) -> int:
-    """Lanes of a cohort: at most ``lanes``, and few enough that there is work for several actors.
-
-    It depends on nothing but the two, never on the machine, because grouping decides the rounding of a result.
-    """
-    return 1 if lanes == 1 else min(lanes, max(_FEWEST_LANES, math.ceil(cohort / _FEWEST_GROUPS)))
 
 
 def _too_large(

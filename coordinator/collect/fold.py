@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import Message
 
 from coordinator.accumulator import ExactAccumulator
@@ -48,8 +50,13 @@ class FoldPlan:
         cls, cohort: Iterable[Participant], broadcast: Broadcast, *, by_examples: bool = False, quantized: bool = False
     ) -> FoldPlan:
         """The plan of one cohort's round."""
-        bare = replace(broadcast, adapter=_left_out, extras={})
+        bare = bare_broadcast(broadcast.round, broadcast.spec, broadcast.upload_spec, pooled=broadcast.pooled)
         return cls(bare, {member.node: member for member in cohort}, by_examples, quantized)
+
+
+def bare_broadcast(number: int, spec: AdapterSpec, upload_spec: AdapterSpec, *, pooled: bool) -> Broadcast:
+    """A broadcast without vectors, which may be pickled; asking it for one raises AdapterError."""
+    return Broadcast(number, spec, _left_out, upload_spec, pooled=pooled)
 
 
 def _left_out(rank: int) -> tuple[AdapterSpec, Vector]:
@@ -108,6 +115,30 @@ class Fold:
             self._reject(reason, count)
         for key, values in part.metrics.items():
             self.metrics.setdefault(key, []).extend(values)
+
+    def export(self) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+        """All but the plan: what JSON holds, and the sum."""
+        numbers, values = self.accumulator.export()
+        head = {
+            "survivors": self.survivors,
+            "rejected": self.rejected,
+            "metrics": self.metrics,
+            "bytes_up": self.bytes_up,
+            "answered": self.answered,
+            "numbers": numbers,
+        }
+        return head, values
+
+    @classmethod
+    def restore(cls, plan: FoldPlan, head: dict[str, Any], values: npt.NDArray[np.float64]) -> Fold:
+        """The fold of which :meth:`export` told.
+
+        Raises:
+            AdapterError: the sum is no float64 vector of finite numbers.
+        """
+        made = cls(plan, head["survivors"], head["rejected"], head["metrics"], head["bytes_up"], head["answered"])
+        made.accumulator = ExactAccumulator.restore(head["numbers"], values)
+        return made
 
     def fill(self, collected: Collected, cohort: int) -> Collected:
         """Writes what came of a whole cohort into ``collected`` and returns it."""

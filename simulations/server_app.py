@@ -1,0 +1,56 @@
+"""The ServerApp of ``flwr run``: the coordinator's own; in Flower's simulation its devices share messages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from coordinator.server_app import main as coordinate
+from simulations.cohort_grid import CohortGrid
+from simulations.lanes import effective_lanes
+from simulations.packed import COHORT, pack_orders
+from umbel.config import RunConfig
+from umbel.errors import UmbelError
+
+logger = logging.getLogger("flwr.umbel")
+app = ServerApp()
+_PATIENCE = 120.0
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs one federation; see coordinator.server_app."""
+    coordinate(packing(grid, context), context)
+
+
+def packing(grid: Grid, context: Context) -> Grid:
+    """``grid`` with many devices a message where its runtime is the simulation and its ClientApp understands that."""
+    if type(grid).__name__ != "InMemoryGrid":
+        return grid
+    try:
+        config = RunConfig.from_flat(context.run_config)
+    except UmbelError:
+        return grid  # the coordinator says what is wrong
+    nodes = sorted(grid.get_node_ids())
+    if len(nodes) != config.federation.clients or not understands(grid, nodes[0]):
+        return grid
+    federation = config.federation
+    cohort = federation.clients if federation.cohort == "all" else federation.cohort_size
+    carriers = max(1, (os.cpu_count() or 1) // config.train.threads)
+    return CohortGrid(grid, len(nodes), lanes=effective_lanes(federation.lanes, cohort), carriers=carriers)
+
+
+def understands(grid: Grid, node: int) -> bool:
+    """Whether the ClientApp behind ``grid`` answers an empty packed message."""
+    probe = Message(pack_orders([], {}, devices=1, lanes=1), node, COHORT, ttl=_PATIENCE, group_id="0")
+    waiting = list(grid.push_messages([probe]))
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        for reply in grid.pull_messages(waiting):
+            return not reply.has_error() and "umbel.cohort" in reply.content
+        time.sleep(0.05)
+    return False
