@@ -72,10 +72,8 @@ class FaultsSection(Section):
 
 
 class SimulationSection(Section):
-    """How the simulation itself runs; no adapter depends on it but for the rounding that goes with lanes."""
+    """How the simulation itself runs; no adapter depends on it."""
 
-    lanes: int = Field(default=32, ge=1, le=1024)
-    """Most devices that train as one batch; 1 trains each by itself."""
     actors: int = Field(default=0, ge=0)
     """Processes that play the devices; 0 takes as many as fit."""
     object_store_mb: int = Field(default=512, ge=100, alias="object-store-mb")
@@ -150,11 +148,9 @@ class Scenario:
 
     def behaviour(self) -> dict[str, dict[str, Any]]:
         """Everything besides the run's options that its adapter depends on, for resuming."""
-        lanes = {"lanes": self.simulation.lanes}
         return {
             "fleet": self.fleet.model_dump(by_alias=True),
             "faults": self.faults.model_dump(by_alias=True),
-            "simulation": lanes,
         }
 
 

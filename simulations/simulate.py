@@ -62,7 +62,7 @@ def check(scenario: Scenario, address: str | None = None) -> None:
         FederationError: nothing answers at the cluster's address.
     """
     config = scenario.config
-    check_supported(config, plan_strategy(config))
+    check_supported(config)
     check_privacy(config)
     if address is not None:
         check_address(address)
@@ -79,9 +79,7 @@ def check(scenario: Scenario, address: str | None = None) -> None:
 def layout(scenario: Scenario, nodes: list[RayNode]) -> ActorPlan:
     """What fits on these machines. Raises ConfigError when it does not."""
     wanted = scenario.simulation
-    return plan_actors(
-        scenario.config, nodes, lanes=wanted.lanes, actors=wanted.actors, store_mb=float(wanted.object_store_mb)
-    )
+    return plan_actors(scenario.config, nodes, actors=wanted.actors, store_mb=float(wanted.object_store_mb))
 
 
 def simulate(scenario: Scenario, *, address: str | None = None, watch: Watch | None = None) -> Path:
@@ -148,7 +146,7 @@ def _settle(scenario: Scenario, folder: RunFolder, world: World) -> None:
     """Leaves the scenario beside the run's options, or takes up its clock where a resumed run stopped.
 
     Raises:
-        ConfigError: the run was started with another fleet, other faults or other lanes.
+        ConfigError: the run was started with another fleet or other faults.
     """
     path, own = folder.path / SCENARIO, tomli_w.dumps({"name": scenario.name, **scenario.behaviour()})
     if not folder.resumed:
@@ -156,7 +154,7 @@ def _settle(scenario: Scenario, folder: RunFolder, world: World) -> None:
         return
     if not path.is_file() or path.read_text(encoding="utf-8") != own:
         raise ConfigError(
-            f"Run {folder.id!r} was started with another fleet, other faults or other lanes ({path}): resume it with "
+            f"Run {folder.id!r} was started with another fleet or other faults ({path}): resume it with "
             "the same or choose another run.id."
         )
     done = len(read_metrics(folder.metrics).rounds)

@@ -147,7 +147,6 @@ def plan_actors(
     config: RunConfig,
     nodes: Sequence[RayNode],
     *,
-    lanes: int,
     actors: int = 0,
     store_mb: float = 512.0,
     need: Footprint | None = None,
@@ -157,7 +156,6 @@ def plan_actors(
     Args:
         config: of the run.
         nodes: the machines; the first one also holds coordinator and object store.
-        lanes: most devices that train in one batch.
         actors: how many are wanted; 0 takes as many as fit, at most one for each group of lanes of a cohort.
         store_mb: of the object store.
         need: of an actor; estimated by default.
@@ -171,7 +169,7 @@ def plan_actors(
     cpus = float(config.train.threads)
     federation = config.federation
     cohort = federation.clients if federation.cohort == "all" else federation.cohort_size
-    lanes = effective_lanes(lanes, cohort)
+    lanes = effective_lanes(federation.lanes, cohort)
     driver = _DRIVER_MB + need.base_mb
     share = 0.0
     fitting, room_mb = 0, 0.0
@@ -202,7 +200,7 @@ def _too_large(
         int((room_mb - need.process_mb - need.base_mb - need.activations_mb) // need.lane_mb) if need.lane_mb else lanes
     )
     if fitting == 0 and 0 < most < lanes:
-        mend = f"set simulation.lanes={most} or less"
+        mend = f"set federation.lanes={most} or less"
     elif fitting:
         mend = f"set simulation.actors={fitting} or less"
     else:

@@ -65,7 +65,7 @@ def test_one_value_ends_a_sweep_of_the_file():
         ({"fleet.name": "tablets"}, r"Fleet 'tablets' is unknown"),
         ({"train.bach-size": 3}, r"Option 'train\.bach-size' is unknown"),
         ({"faults.dropout": 1.5}, r"faults\.dropout' has the value 1\.5"),
-        ({"simulation.lanes": 0}, r"simulation\.lanes' has the value 0"),
+        ({"federation.lanes": 0}, r"federation\.lanes' has the value 0"),
         ({"faults.nan": 0.7, "faults.shape": 0.7}, r"add up to more than 1"),
         ({"seed": []}, r"expected a list of values"),
         ({"seed": list(range(65))}, r"65 runs, expected at most 64"),
@@ -111,9 +111,10 @@ NEED = Footprint(base_mb=1000, load_mb=500, lane_mb=100, activations_mb=200, pro
 
 
 def plan(memory_gb, cpus=4, lanes=32, actors=0, clients=300, threads=1, nodes=1):
-    config = RunConfig.from_flat({"federation.clients": clients, "train.threads": threads})
+    flat = {"federation.clients": clients, "federation.lanes": lanes, "train.threads": threads}
+    config = RunConfig.from_flat(flat)
     machines = [RayNode(cpus, 0.0, int(memory_gb * GB)) for _ in range(nodes)]
-    return plan_actors(config, machines, lanes=lanes, actors=actors, need=NEED)
+    return plan_actors(config, machines, actors=actors, need=NEED)
 
 
 def test_actors_are_as_many_as_fit():
@@ -121,7 +122,7 @@ def test_actors_are_as_many_as_fit():
     # 20 GB: 18.4 GB may be used, less 2.4 GB for the coordinator and the store; an actor takes 4.8 GB.
     assert plan(20).actors == 3
     assert plan(64, threads=2).actors == 2
-    assert plan(64, nodes=3).actors == 12
+    assert plan(64, nodes=3, clients=600).actors == 12
     assert plan(64, clients=9).actors == 2  # 8 lanes: there is no work for a third
     assert plan(64).total_mb == pytest.approx(1900 + 512 + 4 * 4800)
 
@@ -129,7 +130,7 @@ def test_actors_are_as_many_as_fit():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"memory_gb": 6}, r"1 actor of 32 lanes do not fit: .* set simulation\.lanes=\d+ or less"),
+        ({"memory_gb": 6}, r"1 actor of 32 lanes do not fit: .* set federation\.lanes=\d+ or less"),
         ({"memory_gb": 2}, r"choose a smaller base or model\.quantization=nf4"),
         ({"memory_gb": 20, "actors": 4}, r"4 actors of 32 lanes do not fit: .* simulation\.actors=3 or less"),
         ({"memory_gb": 64, "threads": 8}, r"no machine has that many: lower train\.threads"),
@@ -143,7 +144,7 @@ def test_what_does_not_fit_is_refused(arguments, words):
 def test_the_lanes_that_a_refusal_names_do_fit():
     with pytest.raises(ConfigError) as caught:
         plan(6)
-    most = int(str(caught.value).partition("simulation.lanes=")[2].split()[0])
+    most = int(str(caught.value).partition("federation.lanes=")[2].split()[0])
     assert plan(6, lanes=most, cpus=1).actors == 1
 
 

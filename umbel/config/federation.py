@@ -35,6 +35,8 @@ class FederationConfig(Section):
     """Fewest clients whose update must arrive for a round to count."""
     weights: Literal["uniform", "examples"] = "uniform"
     """Weight of each client in the average."""
+    lanes: int = Field(default=1, ge=1, le=1024)
+    """In simulation, most clients that train as one batch; 1 trains each by itself. Changes rounding only."""
     timeout: float = Field(default=600.0, gt=0)
     """Seconds to wait for a round's replies."""
     wait: float = Field(default=60.0, gt=0)
