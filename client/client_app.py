@@ -31,7 +31,7 @@ def open_site(context: Context) -> Site:
     """The site behind this node: in process, on the partition that the node's configuration names.
 
     Raises:
-        ConfigError: the run's options are wrong, or the node has no partition.
+        ConfigError: the run's options are wrong, the node has no partition, or its rank is no whole number.
     """
     config = RunConfig.from_flat(context.run_config)
     index, count = context.node_config.get("partition-id"), context.node_config.get("num-partitions")
@@ -39,7 +39,10 @@ def open_site(context: Context) -> Site:
         raise ConfigError(
             "This node has no partition: start it with --node-config 'partition-id=0 num-partitions=2' or an agent."
         )
-    return LocalSite(config, index, count, ContextStore(context.state), run=str(context.run_id))
+    rank = context.node_config.get("rank")
+    if rank is not None and type(rank) is not int:
+        raise ConfigError(f"This node's rank is {rank!r}, expected a whole number: write --node-config 'rank=4'.")
+    return LocalSite(config, index, count, ContextStore(context.state), run=str(context.run_id), rank=rank)
 
 
 def make_app(opener: Callable[[Context], Site]) -> ClientApp:

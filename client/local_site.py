@@ -11,19 +11,31 @@ from safetensors.numpy import load, save
 
 from client.batches import derive_seed
 from client.budget import SiteBudget, example_plan, noised_update, private_steps, update_plan
-from client.outcome import RoundOutcome, keep_outcome, order_key, recall_outcome
+from client.held_out import hold_out
+from client.outcome import (
+    RoundOutcome,
+    Trained,
+    keep_outcome,
+    keep_trained,
+    order_key,
+    recall_outcome,
+    recall_trained,
+)
 from client.private import PrivateSteps
+from client.resources import client_rank
+from client.round_job import RoundJob
 from client.sealed import SealedStore
 from client.secure import SecureRound
 from client.site import LedgerSummary, Site
 from client.store import FileStore, NodeStore
-from client.trainer import Trainer, learning_rate
+from client.trainer import Trainer, TrainResult, learning_rate
+from mllm.lora import TunedModel
 from mllm.tasks.base import ExampleSet
-from mllm.warm import WarmModel, warm_model, warm_task
+from mllm.warm import warm_model, warm_task
 from privacy.secagg import FileGuard
 from privacy.secagg.simulated import simulated_identity, simulated_name, simulated_roster
 from privacy.terms import Unit
-from strategies.base import AdapterStrategy
+from strategies.base import AdapterStrategy, StrategyState
 from strategies.planner import plan as plan_strategy
 from strategies.planner import quantizer
 from umbel import __version__
@@ -46,9 +58,12 @@ class LocalSite(Site):
         count: how many partitions there are; must equal ``federation.clients``.
         store: what this device remembers from message to message.
         run: identifies the run, for the ledger.
+        rank: LoRA rank that this node's operator set, or None.
     """
 
-    def __init__(self, config: RunConfig, index: int, count: int, store: NodeStore, *, run: str) -> None:
+    def __init__(
+        self, config: RunConfig, index: int, count: int, store: NodeStore, *, run: str, rank: int | None = None
+    ) -> None:
         if count != config.federation.clients:
             raise SiteError(
                 f"This federation has {count} nodes but federation.clients is {config.federation.clients}: "
@@ -58,10 +73,13 @@ class LocalSite(Site):
         self._index = index
         self._run = run if config.run.id == "auto" else config.run.id
         self._folder = runs_root(config.run.directory) / self._run / "sites" / self.name
-        # What budget was paid for must survive a restart; everything else may live with the run's messages.
-        kept: NodeStore = store if config.privacy.unit == "none" else FileStore(self._folder)
-        self._store = SealedStore(kept, derived("site store"), f"{self._run}/{self.name}")
         self._strategy: AdapterStrategy = plan_strategy(config)
+        self._rank = client_rank(config, index, rank)
+        # What budget was paid for, and what the site alone holds of an adapter, must survive a restart; everything
+        # else may live with the run's messages.
+        lasting = config.privacy.unit != "none" or self._strategy.facts.personal
+        kept: NodeStore = FileStore(self._folder) if lasting else store
+        self._store = SealedStore(kept, derived("site store"), f"{self._run}/{self.name}")
 
     @property
     def name(self) -> str:
@@ -73,40 +91,83 @@ class LocalSite(Site):
         dataset = f"{warm_task(self._config).fingerprint[:16]}/{self._config.federation.clients}/{self.name}"
         return SiteBudget(self._folder / "ledger.sqlite", dataset=dataset, run=self._run)
 
-    def _model(self, spec_hash: str) -> WarmModel:
-        warm = warm_model(self._config)
-        if warm.tuned.spec.hash != spec_hash:
+    def _received(self, spec_hash: str, adapter: Vector, round_number: int) -> tuple[TunedModel, Vector]:
+        """This site's model at its own rank, and the adapter that it was sent at that rank.
+
+        Under secure aggregation everybody is sent the server's adapter, and a client of lower rank cuts it itself.
+        """
+        top = warm_model(self._config).tuned
+        own = top.at_rank(self._rank)
+        if own.spec.hash == spec_hash:
+            own.spec.check(adapter)
+            return own, adapter
+        if top.spec.hash != spec_hash:
             raise SiteError(
-                f"The coordinator's adapter spec {spec_hash[:12]} is not this site's {warm.tuned.spec.hash[:12]}: "
+                f"The coordinator's adapter spec {spec_hash[:12]} is not this site's {own.spec.hash[:12]}: "
                 "both ends must load the same base and LoRA configuration."
             )
-        return warm
+        top.spec.check(adapter)
+        return own, self._strategy.download(StrategyState({"adapter": adapter}), own.spec, round_number)
 
-    def _examples(self) -> ExampleSet:
-        return warm_task(self._config).client(self._index, self._config.federation.clients, self._config.run.seed)
+    def _split(self) -> tuple[ExampleSet, ExampleSet]:
+        """The examples to train on, and those held out for evaluation: none unless clients evaluate."""
+        config = self._config
+        mine = warm_task(config).client(self._index, config.federation.clients, config.run.seed)
+        if not config.evaluate.clients:
+            return mine, mine.subset(())
+        return hold_out(mine, config.evaluate.held_out, derive_seed("held out", config.run.seed, self.name))
 
     def describe(self) -> Description:
         """See Site."""
         warm = warm_model(self._config)
         return Description(
             site=self.name,
-            spec_hash=warm.tuned.spec.hash,
+            spec_hash=warm.tuned.at_rank(self._rank).spec.hash,
             base_hash=warm.base.hash,
-            rank=self._config.lora.rank,
+            rank=self._rank,
             version=__version__,
         )
 
     def train(self, order: TrainOrder) -> TrainReply | SecAggStep:
         """See Site. The same order again gives the same reply, without training or paying again."""
-        warm = self._model(order.spec_hash)
-        warm.tuned.spec.check(order.adapter)
+        found = self.prepare(order)
+        if isinstance(found, RoundJob):
+            result = Trainer(found.tuned, found.collator, self._config.train).train(
+                found.examples,
+                found.client,
+                seed=found.seed,
+                amount=order.amount,
+                private=found.private,
+                span=found.span,
+                side=found.side,
+            )
+            found = self.conclude(found, result, found.tuned.vector(), found.elapsed)
+        return self.reply(order, found)
+
+    def prepare(self, order: TrainOrder) -> RoundOutcome | RoundJob:
+        """What is to be trained for an order, paid for; or the outcome, where nothing is left to train.
+
+        Raises:
+            SiteError: the order is for another adapter.
+            BudgetExceeded: the round would cost more than what is left; nothing may be trained.
+        """
         if order.pooled:
-            outcome = self._pooled(warm, order)
-        else:
-            key = order_key(order, self._config)
-            outcome = recall_outcome(self._store, key) or self._fit(warm, order, key)
+            return self._pooled(order)
+        key = order_key(order, self._config)
+        if order.pass_number > 1:
+            return recall_outcome(self._store, key, order.pass_number) or self._later_pass(order, key)
+        tuned, adapter = self._received(order.spec_hash, order.adapter, order.round)
+        return recall_outcome(self._store, key) or self._job(tuned, adapter, order, key)
+
+    def reply(self, order: TrainOrder, outcome: RoundOutcome) -> TrainReply | SecAggStep:
+        """What leaves: the update, or under secure aggregation the first protocol message.
+
+        Raises:
+            SiteError: a plain update was asked for in a run that aggregates securely.
+        """
         if order.secagg is not None and not order.pooled:
-            return self._secure().begin(order.secagg, order.round, order.adapter, outcome.update.size)
+            size = outcome.update.size
+            return self._secure().begin(order.secagg, order.round, order.bound, size, order.pass_number)
         if self._config.secagg.enabled and not order.pooled:
             raise SiteError("A plain update was asked for, but this run aggregates securely: nothing was sent.")
         return TrainReply(outcome.spec_hash, outcome.update, outcome.metrics)
@@ -121,12 +182,10 @@ class LocalSite(Site):
             FileGuard(self._folder / "once"),
         )
 
-    def _fit(self, warm: WarmModel, order: TrainOrder, key: str) -> RoundOutcome:
-        """Trains on this site's own examples, paying first, and keeps what came out."""
-        started, spec, examples = time.perf_counter(), warm.tuned.spec, self._examples()
-        blob = self._store.get(_KEPT)
-        kept = load(blob) if blob is not None else {}
-        client = self._strategy.begin(spec, order.adapter, order.round, order.extras, kept)
+    def _job(self, tuned: TunedModel, adapter: Vector, order: TrainOrder, key: str) -> RoundJob:
+        """This site's own examples and the strategy's client half, after paying for them."""
+        started, spec, (examples, _) = time.perf_counter(), tuned.spec, self._split()
+        client = self._strategy.begin(spec, adapter, order.round, order.extras, self._kept())
         private: PrivateSteps | None = None
         settle = None
         plan = example_plan(self._config, len(examples))
@@ -140,14 +199,25 @@ class LocalSite(Site):
         seed = derive_seed("train", self._config.run.seed, self.name, order.round)
         rounds = self._config.federation.rounds
         span = ((order.round - 1) / rounds, order.round / rounds)
-        result = Trainer(warm.tuned, warm.collator, self._config.train).train(
-            examples, client, seed=seed, amount=order.amount, private=private, span=span
+        side, collator = self._strategy.side(order.extras), warm_model(self._config).collator
+        return RoundJob(
+            key, order, client, examples, tuned, collator, seed, span, started, side, private=private, settle=settle
         )
-        if settle is not None:
-            settle()
-        local = warm.tuned.vector()
+
+    def conclude(self, job: RoundJob, result: TrainResult, local: Vector, seconds: float) -> RoundOutcome:
+        """What comes of a job that was trained: the upload, clipped and noised where it must be, and kept.
+
+        Args:
+            job: of this site's :meth:`prepare`, once.
+            result: of the training.
+            local: the adapter after it.
+            seconds: that the training took.
+        """
+        order, client, spec = job.order, job.client, job.client.spec
+        if job.settle is not None:
+            job.settle()
         update = client.finish(
-            local, steps=result.steps, learning_rate=learning_rate(self._config.train, sum(span) / 2)
+            local, steps=result.steps, learning_rate=learning_rate(self._config.train, sum(job.span) / 2)
         )
         whole = update_plan(self._config)
         if whole is not None:
@@ -161,27 +231,57 @@ class LocalSite(Site):
             client.encoded(update, quantize.decode(data))
             sent = np.frombuffer(data, dtype=np.uint8)
         metrics = {
-            "examples": float(len(examples)),
+            "examples": float(len(job.examples)),
             "seen": result.seen,
-            "seconds": time.perf_counter() - started,
+            "seconds": seconds,
         }
         if result.loss is not None and whole is None:
             metrics["loss"] = result.loss
-        outcome = RoundOutcome(key, sent, self._strategy.upload_spec(spec, order.round).hash, metrics)
+        outcome = RoundOutcome(job.key, sent, self._strategy.upload_spec(spec, order.round).hash, metrics)
         self._keep(client.keep(local))
+        if self._strategy.passes > 1:
+            keep_trained(self._store, Trained(order.round, local, client.start, metrics))
         keep_outcome(self._store, outcome)
         return outcome
+
+    def _later_pass(self, order: TrainOrder, key: str) -> RoundOutcome:
+        """Another upload of what was trained in this round, without new training and without new cost.
+
+        Under example-level differential privacy the noise is in the steps: whatever is computed from their result is
+        post-processing. Noise at the update would cover one upload only; the planner refuses that.
+        """
+        strategy, number = self._strategy, order.pass_number
+        trained = recall_trained(self._store, order.round)
+        if number > strategy.passes or trained is None:
+            raise SiteError(
+                f"Pass {number} of round {order.round} was asked for, but this site did not train in that round with a "
+                "strategy of so many passes: the coordinator must begin with the first pass."
+            )
+        spec = warm_model(self._config).tuned.at_rank(self._rank).spec
+        update = strategy.upload_pass(spec, trained.local, trained.start, order.round, number, order.extras)
+        layout = strategy.pass_spec(spec, order.round, number)
+        layout.check(update)
+        outcome = RoundOutcome(key, update, layout.hash, trained.metrics)
+        keep_outcome(self._store, outcome, number)
+        return outcome
+
+    def _kept(self) -> dict[str, npt.NDArray[np.float32]]:
+        """What the strategy kept here after the last round; empty before the first."""
+        blob = self._store.get(_KEPT)
+        return load(blob) if blob is not None else {}
 
     def _keep(self, kept: dict[str, npt.NDArray[np.float32]]) -> None:
         if kept:
             self._store.put(_KEPT, save({name: np.ascontiguousarray(array) for name, array in kept.items()}))
 
-    def _pooled(self, warm: WarmModel, order: TrainOrder) -> RoundOutcome:
+    def _pooled(self, order: TrainOrder) -> RoundOutcome:
         """The central comparison: the same LoRA on all partitions at once, without a strategy and without privacy."""
         from strategies.client_round import ClientRound
         from strategies.fedit import FedIT
 
+        warm = warm_model(self._config)
         spec, examples = warm.tuned.spec, warm_task(self._config).train
+        spec.check(order.adapter)
         client = ClientRound(FedIT(), spec, order.adapter, 1)
         # Nobody else trains meanwhile, so the comparison may use every core.
         alone = {"learning_rate": self._config.evaluate.central_rate, "threads": os.cpu_count() or 1}
@@ -194,26 +294,32 @@ class LocalSite(Site):
 
     def secagg(self, stage: MessageType, step: SecAggStep) -> SecAggStep:
         """See Site."""
-        return self._secure().answer(stage, step, recall_outcome(self._store))
+        secure = self._secure()
+        return secure.answer(stage, step, recall_outcome(self._store, pass_number=secure.pass_number))
 
     def evaluate(self, order: EvaluateOrder) -> dict[str, float]:
-        """See Site: on this partition's training examples, the only data that a simulated device holds."""
+        """See Site: the received adapter with what this site keeps of its own, on examples that it never trains on.
+
+        Raises:
+            SiteError: evaluation at clients is off, or its counts would tell what privacy or masks are to hide.
+        """
         from mllm.tasks.metrics import evaluate
 
-        warm = self._model(order.spec_hash)
-        warm.tuned.load(order.adapter)
-        found = evaluate(
-            warm.tuned.model,
-            warm.collator,
-            self._examples(),
-            batch_size=self._config.evaluate.batch_size,
-            limit=self._config.evaluate.limit,
-        )
-        return {
-            "examples": float(found.count),
-            "correct": found.accuracy * found.count,
-            "loss": found.loss * found.count,
-        }
+        config = self._config
+        if not config.evaluate.clients or config.secagg.enabled or config.privacy.unit != "none":
+            raise SiteError(
+                "Counts of this site's own examples leave only with evaluate.clients on, secagg.enabled off and "
+                "privacy.unit none: nothing was evaluated."
+            )
+        tuned, adapter = self._received(order.spec_hash, order.adapter, order.round)
+        _, held = self._split()
+        if not len(held):
+            return {"examples": 0.0, "correct": 0.0, "loss": 0.0}
+        start = self._strategy.restore(tuned.spec, adapter, self._kept(), order.round)
+        tuned.load(start, self._strategy.side(order.extras))
+        found = evaluate(tuned.model, warm_model(config).collator, held, batch_size=config.evaluate.batch_size, limit=0)
+        right = sum(correct for correct, _ in found.by_type.values())
+        return {"examples": float(found.count), "correct": float(right), "loss": found.loss * found.count}
 
     def ledger(self) -> LedgerSummary:
         """See Site."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from umbel.config import RunConfig
 from umbel.wire import TrainOrder
 
 _NAME = "outcome"
+_TRAINED = "trained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class RoundOutcome:
 def order_key(order: TrainOrder, config: RunConfig) -> str:
     """SHA-256 over everything in an order that training depends on, and the run's configuration."""
     digest = hashlib.sha256(json.dumps(config.to_flat(), sort_keys=True).encode())
-    digest.update(f"{order.round} {order.spec_hash} {order.pooled} {order.amount}".encode())
+    digest.update(f"{order.round} {order.spec_hash} {order.pooled} {order.amount} {order.pass_number}".encode())
     digest.update(np.ascontiguousarray(order.adapter).tobytes())
     for name in sorted(order.extras):
         digest.update(f"{name} {order.extras[name].shape}".encode())
@@ -52,27 +54,80 @@ def order_key(order: TrainOrder, config: RunConfig) -> str:
     return digest.hexdigest()
 
 
-def keep_outcome(store: NodeStore, outcome: RoundOutcome) -> None:
-    """Replaces the outcome in the store."""
+def keep_outcome(store: NodeStore, outcome: RoundOutcome, pass_number: int = 1) -> None:
+    """Replaces the outcome of this pass in the store; each pass of a round has its own."""
     head = {"key": outcome.key, "spec_hash": outcome.spec_hash, "metrics": outcome.metrics}
-    store.put(_NAME, save({"update": np.ascontiguousarray(outcome.update)}, metadata={"umbel": json.dumps(head)}))
+    data = save({"update": np.ascontiguousarray(outcome.update)}, metadata={"umbel": json.dumps(head)})
+    store.put(_name(pass_number), data)
 
 
-def recall_outcome(store: NodeStore, key: str | None = None) -> RoundOutcome | None:
+def recall_outcome(store: NodeStore, key: str | None = None, pass_number: int = 1) -> RoundOutcome | None:
     """The kept outcome, with ``key`` only if it answers that very order; None otherwise, or when it is unreadable."""
-    blob = store.get(_NAME)
-    if blob is None:
+    found = _read(store, _name(pass_number))
+    if found is None:
         return None
+    head, arrays = found
     try:
-        size = int.from_bytes(blob[:8], "little")
-        head = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["umbel"])
         if key is not None and head["key"] != key:
             return None
-        return RoundOutcome(head["key"], load(blob)["update"], head["spec_hash"], head["metrics"])
-    except (SafetensorError, ValueError, KeyError, TypeError):
+        return RoundOutcome(head["key"], arrays["update"], head["spec_hash"], head["metrics"])
+    except (KeyError, TypeError):
         return None
 
 
 def forget_outcome(store: NodeStore) -> None:
     """Erases the outcome."""
     store.delete(_NAME)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a round's training left, for the later passes of a strategy that asks twice.
+
+    Attributes:
+        round: 1-based.
+        local: the adapter after training.
+        start: the adapter that training began with.
+        metrics: as the first pass told them.
+    """
+
+    round: int
+    local: Vector
+    start: Vector
+    metrics: dict[str, float]
+
+
+def keep_trained(store: NodeStore, trained: Trained) -> None:
+    """Replaces what the last round's training left."""
+    head = {"round": trained.round, "metrics": trained.metrics}
+    arrays = {"local": np.ascontiguousarray(trained.local), "start": np.ascontiguousarray(trained.start)}
+    store.put(_TRAINED, save(arrays, metadata={"umbel": json.dumps(head)}))
+
+
+def recall_trained(store: NodeStore, round_number: int) -> Trained | None:
+    """What training left in this very round, or None."""
+    found = _read(store, _TRAINED)
+    if found is None:
+        return None
+    head, arrays = found
+    try:
+        if head["round"] != round_number:
+            return None
+        return Trained(round_number, arrays["local"], arrays["start"], head["metrics"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _name(pass_number: int) -> str:
+    return _NAME if pass_number == 1 else f"{_NAME}-{pass_number}"
+
+
+def _read(store: NodeStore, name: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
+    blob = store.get(name)
+    if blob is None:
+        return None
+    try:
+        size = int.from_bytes(blob[:8], "little")
+        return json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["umbel"]), load(blob)
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None

@@ -14,6 +14,7 @@ from client.outcome import RoundOutcome
 from client.store import NodeStore
 from privacy.secagg import Identity, OnceGuard, Roster, RoundContext, SecAggClient
 from privacy.secagg.agreement import agree, round_context
+from privacy.secagg.messages import Survivors
 from umbel.adapter import Vector
 from umbel.config import RunConfig
 from umbel.errors import ProtocolViolation, SecAggError, SiteError
@@ -21,6 +22,7 @@ from umbel.wire import MessageType, SecAggStep, read_secure_order
 
 _STATE = "secagg"
 _ORDER = "secagg-order"
+_SUMMED = "secagg-summed"
 
 
 class SecureRound:
@@ -51,14 +53,15 @@ class SecureRound:
         self._seal_key = seal_key
         self._once = once
 
-    def begin(self, order: bytes, round_number: int, adapter: Vector, length: int) -> SecAggStep:
+    def begin(self, order: bytes, round_number: int, sent: Vector, length: int, pass_number: int = 1) -> SecAggStep:
         """M0. Erases what is left of an earlier attempt.
 
         Args:
             order: what the coordinator says of the attempt (:func:`umbel.wire.secure_order`).
             round_number: 1-based.
-            adapter: what this site was sent.
+            sent: what this site was sent (``TrainOrder.bound``).
             length: values of its upload.
+            pass_number: which upload of the round is summed.
 
         Raises:
             SecAggError: the cohort is too small, or secure aggregation is off at this site.
@@ -67,7 +70,7 @@ class SecureRound:
             raise SiteError("This site's run does not use secure aggregation: set secagg.enabled=true at both ends.")
         run, cohort, attempt = read_secure_order(order)
         parameters = agree(self._config, cohort, length)
-        context = round_context(self._config, run, round_number, attempt, adapter)
+        context = round_context(self._config, run, round_number, attempt, sent)
         client = SecAggClient(self._identity, self._roster, parameters, context, self._once)
         payload = client.advertise()
         body = {
@@ -76,11 +79,18 @@ class SecureRound:
             "attempt": attempt,
             "round": round_number,
             "length": length,
+            "pass": pass_number,
             "broadcast": context.broadcast.hex(),
         }
         self._store.put(_ORDER, json.dumps(body).encode())
         self._store.put(_STATE, client.export(self._seal_key))
         return SecAggStep(round_number, payload)
+
+    @property
+    def pass_number(self) -> int:
+        """Which upload of its round is being summed; 1 when none is."""
+        head = self._store.get(_ORDER)
+        return int(json.loads(head)["pass"]) if head is not None else 1
 
     def answer(self, stage: MessageType, step: SecAggStep, outcome: RoundOutcome | None) -> SecAggStep:
         """M1 to M4. A refused message changes nothing.
@@ -99,7 +109,7 @@ class SecureRound:
         elif stage is MessageType.SECAGG_MASK:
             payload = self._mask(client, step.payload, outcome)
         elif stage is MessageType.SECAGG_CONFIRM:
-            payload = client.confirm(step.payload)
+            payload = self._confirm(client, step)
         elif stage is MessageType.SECAGG_UNMASK:
             payload = client.unmask(step.payload)
             self._store.delete(_STATE)
@@ -111,6 +121,21 @@ class SecureRound:
             )
         self._store.put(_STATE, client.export(self._seal_key))
         return SecAggStep(step.round, payload)
+
+    def _confirm(self, client: SecAggClient, step: SecAggStep) -> bytes:
+        """M3. All passes of a round sum the same clients: two sums that differ by one client would show its update."""
+        summed = list(Survivors.from_bytes(step.payload, client.context).ids)
+        if self.pass_number == 1:
+            payload = client.confirm(step.payload)
+            self._store.put(_SUMMED, json.dumps({"round": step.round, "clients": summed}).encode())
+            return payload
+        before = self._store.get(_SUMMED)
+        if before is None or json.loads(before) != {"round": step.round, "clients": summed}:
+            raise ProtocolViolation(
+                "The clients of this pass are not those of the round's first one, and the two sums would differ by "
+                "single clients: the coordinator must leave the round out."
+            )
+        return client.confirm(step.payload)
 
     def _mask(self, client: SecAggClient, ciphertexts: bytes, outcome: RoundOutcome | None) -> bytes:
         if outcome is None or outcome.update.dtype != np.float32:

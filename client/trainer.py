@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mllm.lora import TunedModel
     from mllm.tasks.base import ExampleSet
     from mllm.tasks.collate import Collator
+    from umbel.side import SideTerm
 
 Parameters = dict[str, torch.nn.Parameter]
 _FLOOR = 0.05
@@ -65,6 +66,7 @@ class Trainer:
         amount: int = 0,
         private: PrivateSteps | None = None,
         span: tuple[float, float] = (0.0, 1.0),
+        side: Mapping[str, SideTerm] | None = None,
     ) -> TrainResult:
         """Loads ``client.start`` and runs one round's local steps.
 
@@ -75,13 +77,14 @@ class Trainer:
             amount: overrides ``train.amount`` when positive.
             private: example-level DP-SGD; its plan's sampler then draws the batches.
             span: where this round lies in the whole run, as shares of it; places the learning rate's schedule.
+            side: corrections of frozen weights by module, which the model computes with and does not train.
 
         Raises:
             DataError: there are no examples.
             ModelError: the loss is not finite (without DP; under DP such an example contributes nothing).
         """
         steps = steps_for(self._config, len(examples), amount)
-        self._tuned.load(client.start)
+        self._tuned.load(client.start, side)
         with self._session(seed, client.trainable) as parameters:
             step = _Step(parameters, self._config, client, steps, span)
             if private is not None:

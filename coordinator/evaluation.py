@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,10 +11,13 @@ from mllm.tasks.metrics import evaluate
 from mllm.warm import WarmModel
 from umbel.adapter import Vector
 from umbel.config import EvaluateConfig
+from umbel.side import SideTerm
+
+Side = Mapping[str, SideTerm]
 
 
 class Evaluator:
-    """Evaluates adapters on the coordinator's copy of the model.
+    """Evaluates adapters, with their side terms where a method keeps some, on the coordinator's copy of the model.
 
     Args:
         warm: the loaded base with adapter modules.
@@ -26,18 +30,18 @@ class Evaluator:
         self._task = task
         self._config = config
 
-    def headline(self, adapter: Vector) -> dict[str, dict[str, Any]]:
+    def headline(self, adapter: Vector, side: Side | None = None) -> dict[str, dict[str, Any]]:
         """The task's main set alone, at most ``evaluate.limit`` examples: what a round reports."""
-        return {self._task.headline: self._measure(adapter, self._task.headline, self._config.limit)}
+        return {self._task.headline: self._measure(adapter, side, self._task.headline, self._config.limit)}
 
-    def everything(self, adapter: Vector) -> dict[str, dict[str, Any]]:
+    def everything(self, adapter: Vector, side: Side | None = None) -> dict[str, dict[str, Any]]:
         """The main set up to ``evaluate.main``, the others up to ``evaluate.others``: what beginning and end report."""
         main, others = self._config.main, self._config.others
         limits = {name: main if name == self._task.headline else others for name in self._task.evaluation}
-        return {name: self._measure(adapter, name, limit) for name, limit in limits.items()}
+        return {name: self._measure(adapter, side, name, limit) for name, limit in limits.items()}
 
-    def _measure(self, adapter: Vector, name: str, limit: int) -> dict[str, Any]:
-        self._warm.tuned.load(adapter)
+    def _measure(self, adapter: Vector, side: Side | None, name: str, limit: int) -> dict[str, Any]:
+        self._warm.tuned.load(adapter, side)
         found = evaluate(
             self._warm.tuned.model,
             self._warm.collator,

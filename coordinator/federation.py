@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from coordinator.client_evaluation import ClientEvaluator
 from coordinator.cohort import draw_cohort
 from coordinator.collect import Broadcast, Collected, Collector
 from coordinator.evaluation import Evaluator
+from coordinator.passes import later_passes
 from coordinator.population import Participant
 from coordinator.privacy_record import PrivacyRecord
 from coordinator.run_folder import RunFolder
@@ -42,6 +46,7 @@ class Federation:
         evaluator: Evaluator,
         folder: RunFolder,
         privacy: PrivacyRecord,
+        clients: ClientEvaluator | None = None,
     ) -> None:
         self._config = config
         self._strategy = strategy
@@ -51,6 +56,7 @@ class Federation:
         self._evaluator = evaluator
         self._folder = folder
         self._privacy = privacy
+        self._clients = clients
         self._tracker = Tracker(folder.metrics)
 
     def begin(self, initial: Vector) -> Checkpoint:
@@ -78,9 +84,20 @@ class Federation:
         started = time.perf_counter()
         cohort = self._cohort(number)
         collected = self._collector.collect(cohort, self._broadcast(number, state))
+        collected, between = later_passes(
+            self._strategy,
+            self._spec,
+            self._collector,
+            cohort,
+            collected,
+            state,
+            number,
+            lambda middle, pass_number: self._later_broadcast(number, middle, pass_number),
+            minimum=self._config.federation.minimum,
+        )
         gathered = time.perf_counter()
-        state = self._step(number, cohort, collected, state)
-        self._record(number, len(cohort), collected, state, started=started, gathered=gathered)
+        state = self._step(number, cohort, collected, between)
+        self._record(number, len(cohort), collected, state, started=started, gathered=gathered, asked=cohort)
         return state
 
     def _record(
@@ -93,10 +110,16 @@ class Federation:
         started: float,
         gathered: float,
         more: dict[str, Any] | None = None,
+        asked: Sequence[Participant] | None = None,
     ) -> None:
-        """Evaluates what a round gave and writes its line; ``more`` goes into the line as it is."""
+        """Evaluates what a round gave and writes its line.
+
+        Args:
+            more: goes into the line as it is.
+            asked: the clients that evaluate, if clients do; everybody by default.
+        """
         stepped = time.perf_counter()
-        evaluation = self._evaluate(number, state)
+        evaluation = self._evaluate(number, state, asked)
         ended = time.perf_counter()
         self._tracker.round(
             round=number,
@@ -138,7 +161,26 @@ class Federation:
             return cached[rank]
 
         extras = strategy.extras(state, spec, number)
-        return Broadcast(number, spec, adapter, strategy.upload_spec(spec, number), extras=extras)
+        layouts = self._layouts(lambda own: strategy.upload_spec(own, number))
+        return Broadcast(number, spec, adapter, strategy.upload_spec(spec, number), extras=extras, layouts=layouts)
+
+    def _later_broadcast(self, number: int, state: StrategyState, pass_number: int) -> Broadcast:
+        """The extras alone: the clients keep what they were sent and what they trained."""
+        strategy, spec = self._strategy, self._spec
+        nothing = np.zeros(0, dtype=np.float32)
+        return Broadcast(
+            number,
+            spec,
+            lambda rank: (spec.with_rank(rank), nothing),
+            strategy.pass_spec(spec, number, pass_number),
+            extras=strategy.extras(state, spec, number),
+            layouts=self._layouts(lambda own: strategy.pass_spec(own, number, pass_number)),
+            pass_number=pass_number,
+        )
+
+    def _layouts(self, layout: Callable[[AdapterSpec], AdapterSpec]) -> dict[int, AdapterSpec]:
+        ranks = {member.rank for member in self._population} - {self._spec.lora.rank}
+        return {rank: layout(self._spec.with_rank(rank)) for rank in sorted(ranks)}
 
     def _step(
         self, number: int, cohort: Sequence[Participant], collected: Collected, state: StrategyState
@@ -152,6 +194,8 @@ class Federation:
             )
         for reason, count in sorted(collected.rejected.items()):
             logger.warning("Round %d: %d replies were not used: %s", number, count, reason)
+        if collected.lost:
+            return state
         if survivors < minimum and not collected.noised:
             if self._config.federation.cohort == "poisson" and len(cohort) < minimum:
                 logger.warning("Round %d: the Poisson cohort has %d members; nothing changes", number, len(cohort))
@@ -165,11 +209,31 @@ class Federation:
             return self._strategy.step_individual(self._spec, collected.uploads, state, number)
         return self._strategy.step(self._spec, collected.mean, state, number)
 
-    def _evaluate(self, number: int, state: StrategyState) -> dict[str, dict[str, Any]] | None:
+    def _evaluate(
+        self, number: int, state: StrategyState, asked: Sequence[Participant] | None
+    ) -> dict[str, dict[str, Any]] | None:
         every = self._config.evaluate.every
         if every == 0 or number % every:
             return None
-        return self._evaluator.headline(state.adapter)
+        found = self._evaluator.headline(state.adapter, self._strategy.side(state.arrays))
+        return found | self._at_clients(number, state, asked or self._population)
+
+    def everything(self, number: int, state: StrategyState) -> dict[str, dict[str, Any]]:
+        """What beginning and end report of ``state``: all evaluation sets, and every client's held-out data.
+
+        Args:
+            number: finished rounds.
+            state: after them.
+        """
+        found = self._evaluator.everything(state.adapter, self._strategy.side(state.arrays))
+        return found | self._at_clients(number, state, self._population)
+
+    def _at_clients(
+        self, number: int, state: StrategyState, members: Sequence[Participant]
+    ) -> dict[str, dict[str, Any]]:
+        if self._clients is None:
+            return {}
+        return self._clients.measure(members, self._broadcast(max(number, 1), state))
 
     def central(self, initial: Vector) -> None:
         """Trains the same LoRA on pooled data for as many examples as the rounds saw, and records how it does.

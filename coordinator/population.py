@@ -33,8 +33,16 @@ class Participant:
     rank: int
 
 
-def discover(courier: Courier, spec: AdapterSpec, config: FederationConfig) -> list[Participant]:
+def discover(
+    courier: Courier, spec: AdapterSpec, config: FederationConfig, *, mixed: bool = False
+) -> list[Participant]:
     """Waits for the population to connect, asks every node to describe itself, and sorts them by name.
+
+    Args:
+        courier: how messages travel.
+        spec: the server's.
+        config: how many sites there should be, and how long to wait.
+        mixed: whether sites may have lower LoRA ranks than the server.
 
     A node with another adapter spec (or a name already taken) is left out and logged.
 
@@ -58,7 +66,12 @@ def discover(courier: Courier, spec: AdapterSpec, config: FederationConfig) -> l
             continue
         if description.site in found:
             reasons.append(f"two nodes call themselves {description.site!r}: give each its own partition-id")
-        elif description.rank == spec.lora.rank and description.spec_hash != spec.hash:
+        elif not 1 <= description.rank <= spec.lora.rank or (description.rank != spec.lora.rank and not mixed):
+            reasons.append(
+                f"site {description.site!r} trains at LoRA rank {description.rank} and the server's is "
+                f"{spec.lora.rank}: set strategy.ranks to mixed for lower ranks, or mend the node's rank"
+            )
+        elif description.spec_hash != spec.with_rank(description.rank).hash:
             reasons.append(f"site {description.site!r} would train another adapter: install the same model there")
         else:
             found[description.site] = Participant(reply.node, description.site, description.rank)

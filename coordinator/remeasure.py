@@ -14,10 +14,11 @@ from coordinator.run_folder import read_config
 from coordinator.tracking import Figures
 from umbel.adapter import AdapterSpec, Vector
 from umbel.errors import RunError
+from umbel.side import SideTerm, unfold_side
 
 
-def load_adapter(folder: Path, spec: AdapterSpec) -> Vector:
-    """The run's adapter as the flat vector of ``spec``.
+def load_adapter(folder: Path, spec: AdapterSpec) -> tuple[Vector, dict[str, SideTerm]]:
+    """The run's adapter as the flat vector of ``spec``, and the side terms that were folded into it.
 
     Raises:
         RunError: there is no adapter, or its file is damaged.
@@ -28,9 +29,9 @@ def load_adapter(folder: Path, spec: AdapterSpec) -> Vector:
         tensors = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}): restore it or run again.") from None
-    vector = spec.flatten(tensors)
+    vector, side = unfold_side(spec, tensors)
     spec.check(vector)
-    return vector
+    return vector, side
 
 
 def remeasure(folder: Path, limit: int, progress: Callable[[str], None]) -> dict[str, Figures]:
@@ -52,7 +53,7 @@ def remeasure(folder: Path, limit: int, progress: Callable[[str], None]) -> dict
     task = warm_task(config)
     progress("loading the model")
     warm = warm_model(config)
-    warm.tuned.load(load_adapter(folder, warm.tuned.spec))
+    warm.tuned.load(*load_adapter(folder, warm.tuned.spec))
     found = {}
     for name, examples in task.evaluation.items():
         progress(f"measuring {name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 
 from coordinator.model_card import write_model_card
 from coordinator.report import write_report
@@ -12,20 +13,25 @@ from mllm.warm import WarmModel
 from umbel.adapter import Vector
 from umbel.errors import RunError
 from umbel.files import fsync_folder
+from umbel.side import SideTerm
 
 
-def leave_results(folder: RunFolder, warm: WarmModel, adapter: Vector) -> None:
+def leave_results(
+    folder: RunFolder, warm: WarmModel, adapter: Vector, side: Mapping[str, SideTerm] | None = None
+) -> None:
     """Writes ``adapter/``, its model card and ``report.html`` from the metrics so far; replaces older ones.
+
+    Side terms become additional ranks of the adapter, so that plain PEFT loads what the run evaluated.
 
     Raises:
         RunError: the folder cannot be written; an older adapter is then still whole.
     """
-    _replace_adapter(folder, warm, adapter)
+    _replace_adapter(folder, warm, adapter, side)
     write_model_card(folder.path)
     write_report(folder.path)
 
 
-def _replace_adapter(folder: RunFolder, warm: WarmModel, adapter: Vector) -> None:
+def _replace_adapter(folder: RunFolder, warm: WarmModel, adapter: Vector, side: Mapping[str, SideTerm] | None) -> None:
     """Saves beside and renames, so that ``adapter/`` is never half there."""
     try:
         made, old = folder.path / ".adapter.new", folder.path / ".adapter.old"
@@ -33,7 +39,7 @@ def _replace_adapter(folder: RunFolder, warm: WarmModel, adapter: Vector) -> Non
             shutil.rmtree(leftover, ignore_errors=True)
             leftover.mkdir()
         try:
-            warm.tuned.save(made, adapter)
+            warm.tuned.save(made, adapter, side)
             if folder.adapter.exists():
                 os.replace(folder.adapter, old / "adapter")
             os.replace(made, folder.adapter)

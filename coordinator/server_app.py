@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from coordinator.asynchronous import AsynchronousFederation
 from coordinator.central_dp import CentralMechanism
+from coordinator.client_evaluation import ClientEvaluator
 from coordinator.collect import BookedCollector, Collector, GroupedCollector, PlainCollector, SecureCollector
 from coordinator.courier import Courier
 from coordinator.evaluation import Evaluator
@@ -48,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         config = RunConfig.from_flat(context.run_config)
-        check_supported(config, plan(config))
+        check_supported(config)
         check_privacy(config)
     except UmbelError as error:
         logger.error("%s", error)
@@ -78,30 +79,32 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     courier = Courier(grid)
     evaluator = Evaluator(warm, task, config.evaluate)
     spec, initial = warm.tuned.spec, warm.initial
-    population = discover(courier, spec, config.federation)
+    population = discover(courier, spec, config.federation, mixed=config.strategy.ranks == "mixed")
     upload = strategy.upload_spec(spec, 1)
     promise = _client_plan(config, len(population), upload)
     record = PrivacyRecord(config, folder.path, promise)
     collector = _collector(config, courier, strategy, population, folder, promise, upload)
-    parts = (config, strategy, spec, population, collector, evaluator, folder, record)
+    clients = ClientEvaluator(courier, timeout=config.federation.timeout) if config.evaluate.clients else None
+    parts = (config, strategy, spec, population, collector, evaluator, folder, record, clients)
     federation = AsynchronousFederation(grid, *parts) if config.strategy.buffer else Federation(*parts)
     checkpoint = federation.begin(initial)
     tracker = Tracker(folder.metrics)
     if checkpoint.round == 0:
         facts = _facts(config, warm, task, len(population))
         secagg = collector.describe(_cohort_size(config, len(population)), upload.size)
-        baseline = evaluator.everything(initial)
+        baseline = federation.everything(0, checkpoint.state)
         tracker.start(**facts, privacy=record.promised(), secagg=secagg, baseline=baseline)
     state = federation.run(checkpoint)
     if config.evaluate.central:
         federation.central(initial)
-    leave_results(folder, warm, state.adapter)
+    side = strategy.side(state.arrays)
+    leave_results(folder, warm, state.adapter, side)
     tracker.end(
         rounds=config.federation.rounds,
         seconds=time.perf_counter() - started,
-        evaluation=evaluator.everything(state.adapter),
+        evaluation=federation.everything(config.federation.rounds, state),
     )
-    leave_results(folder, warm, state.adapter)
+    leave_results(folder, warm, state.adapter, side)
     logger.info("Run %s has ended; its results lie in %s", folder.id, folder.path)
 
 

@@ -1,34 +1,33 @@
-"""What the round loop drives today; the rest of the planner's offers is refused before anybody is contacted."""
+"""What is refused before anybody is contacted, beside what the planner refuses."""
 
 from __future__ import annotations
 
 from privacy.plan import PrivacyPlan
 from privacy.secagg import SecAggParameters
-from strategies.base import AdapterStrategy
+from strategies.planner import plan
 from umbel.config import RunConfig
-from umbel.errors import StrategyError
-
-_SIDE_TERMS = frozenset({"fedex-lora", "flora"})
+from umbel.errors import ConfigError
 
 
-def check_supported(config: RunConfig, strategy: AdapterStrategy) -> None:
-    """Refuses what the library offers but a run would do wrongly.
+def check_supported(config: RunConfig) -> None:
+    """Refuses what the planner refuses, and options that together break what one of them promises.
 
     Raises:
-        StrategyError: two passes, side terms or mixed ranks.
+        StrategyError: the strategy cannot work so.
+        ConfigError: evaluation at clients would tell counts that masks or noise are to hide.
     """
-    chosen = config.strategy
-    reason = ""
-    if strategy.passes > 1:
-        reason = f"strategy.name={chosen.name} sends two uploads a round"
-    elif chosen.name in _SIDE_TERMS:
-        reason = f"strategy.name={chosen.name} keeps a side term beside the base"
-    elif chosen.ranks == "mixed":
-        reason = "strategy.ranks=mixed needs one adapter a rank"
-    if reason:
-        raise StrategyError(
-            f"{reason[0].upper()}{reason[1:]}, which the round loop does not drive yet: use it from Python, or choose "
-            "fedit, ffa-lora, rolora, fedsa-lora, fedsvd, flexlora or fed-sb with the defaults."
+    plan(config)
+    if not config.evaluate.clients:
+        return
+    if config.privacy.unit != "none":
+        raise ConfigError(
+            "evaluate.clients reports how many of a client's own examples are answered right, which no noise covers: "
+            "set evaluate.clients to false or privacy.unit to none."
+        )
+    if config.secagg.enabled:
+        raise ConfigError(
+            "evaluate.clients reports the counts of single clients, which secure aggregation is there to hide: set "
+            "evaluate.clients or secagg.enabled to false."
         )
 
 

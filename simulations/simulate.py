@@ -62,6 +62,7 @@ def check(scenario: Scenario, address: str | None = None) -> None:
         FederationError: nothing answers at the cluster's address.
     """
     config = scenario.config
+    plan_strategy(config)
     check_supported(config)
     check_privacy(config)
     if address is not None:

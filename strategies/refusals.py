@@ -282,9 +282,11 @@ def cautions(config: RunConfig, method: type[AdapterStrategy]) -> Iterator[str]:
             "fedsvd and fed-sb are free of it."
         )
     if method.facts.personal and not config.evaluate.clients:
+        hidden = is_private(config) or config.secagg.enabled
+        way = "no figures of single clients may leave in this run" if hidden else "set evaluate.clients to true"
         yield (
             f"Strategy {method.name!r} keeps part of each adapter at its client, so evaluating the global one "
-            "understates it: set evaluate.clients to true."
+            f"understates it: {way}."
         )
     if method.name == "fed-sb" and config.lora.rank < 16:
         yield (

@@ -68,6 +68,8 @@ class TrainOrder:
         pooled: train on all partitions at once, for the central comparison (simulation only).
         amount: overrides train.amount when positive.
         extras: what the strategy sends beside the adapter, float32 arrays by name.
+        pass_number: 1 asks for training; a later pass for another upload of what was trained in this round already,
+            so that ``adapter`` is empty.
     """
 
     round: int
@@ -77,6 +79,15 @@ class TrainOrder:
     pooled: bool = False
     amount: int = 0
     extras: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    pass_number: int = 1
+
+    @property
+    def bound(self) -> Vector:
+        """All values that were sent: what a secure round is bound to, so that everybody must have got the same."""
+        if not self.extras and self.pass_number == 1:
+            return self.adapter
+        head = np.array([self.pass_number, self.adapter.size], dtype=np.float32)
+        return np.concatenate([head, self.adapter, *(self.extras[name].ravel() for name in sorted(self.extras))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +105,15 @@ class TrainReply:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOrder:
-    """Evaluate ``adapter`` on the site's own held-out data."""
+    """Evaluate ``adapter``, with what the site keeps of its own, on the site's held-out data.
+
+    ``extras`` is what the strategy sends beside the adapter, float32 arrays by name.
+    """
 
     round: int
     spec_hash: str
     adapter: Vector
+    extras: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +179,17 @@ def _pack(head: dict[str, Any], vector: npt.NDArray[Any] | None = None) -> Recor
     return records
 
 
+def _with_extras(records: RecordDict, extras: dict[str, npt.NDArray[np.float32]]) -> RecordDict:
+    if extras:
+        arrays = {name: Array(np.ascontiguousarray(array)) for name, array in extras.items()}
+        records[_EXTRAS] = ArrayRecord(array_dict=arrays)
+    return records
+
+
+def _extras(records: RecordDict) -> dict[str, npt.NDArray[np.float32]]:
+    return {name: _value(array, np.float32) for name, array in records.array_records.get(_EXTRAS, {}).items()}
+
+
 def payload_bytes(records: RecordDict) -> int:
     """Bytes of the values of all arrays in a message, which is all but a few hundred bytes of what travels."""
     return sum(
@@ -192,13 +218,10 @@ def pack_train_order(order: TrainOrder) -> RecordDict:
         "spec_hash": order.spec_hash,
         "pooled": order.pooled,
         "amount": order.amount,
+        "pass": order.pass_number,
         "secagg": order.secagg if order.secagg is not None else b"",
     }
-    records = _pack(head, order.adapter)
-    if order.extras:
-        arrays = {name: Array(np.ascontiguousarray(array)) for name, array in order.extras.items()}
-        records[_EXTRAS] = ArrayRecord(array_dict=arrays)
-    return records
+    return _with_extras(_pack(head, order.adapter), order.extras)
 
 
 def unpack_train_order(records: RecordDict) -> TrainOrder:
@@ -211,7 +234,8 @@ def unpack_train_order(records: RecordDict) -> TrainOrder:
         secagg=_take(head, "secagg", bytes) or None,
         pooled=_take(head, "pooled", bool),
         amount=_take(head, "amount", int),
-        extras={name: _value(array, np.float32) for name, array in records.array_records.get(_EXTRAS, {}).items()},
+        extras=_extras(records),
+        pass_number=_take(head, "pass", int),
     )
 
 
@@ -232,13 +256,14 @@ def unpack_train_reply(records: RecordDict) -> TrainReply:
 
 def pack_evaluate_order(order: EvaluateOrder) -> RecordDict:
     """An evaluate order as Flower records."""
-    return _pack({"round": order.round, "spec_hash": order.spec_hash}, order.adapter)
+    return _with_extras(_pack({"round": order.round, "spec_hash": order.spec_hash}, order.adapter), order.extras)
 
 
 def unpack_evaluate_order(records: RecordDict) -> EvaluateOrder:
     """Reads :func:`pack_evaluate_order`. Raises WireError."""
     head = _head(records)
-    return EvaluateOrder(_take(head, "round", int), _take(head, "spec_hash", str), _array(records, np.float32))
+    adapter, extras = _array(records, np.float32), _extras(records)
+    return EvaluateOrder(_take(head, "round", int), _take(head, "spec_hash", str), adapter, extras)
 
 
 def pack_metrics(metrics: dict[str, float]) -> RecordDict:

@@ -27,6 +27,8 @@ class Broadcast:
         pooled: ask for training on pooled data (the central comparison, simulation only).
         amount: overrides train.amount when positive.
         extras: what the strategy sends beside the adapter.
+        layouts: of the uploads of clients at other ranks than the server's, by rank.
+        pass_number: 1 for training, more for a later pass of the same round.
     """
 
     round: int
@@ -36,6 +38,12 @@ class Broadcast:
     pooled: bool = False
     amount: int = 0
     extras: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    layouts: dict[int, AdapterSpec] = field(default_factory=dict)
+    pass_number: int = 1
+
+    def layout(self, rank: int) -> AdapterSpec:
+        """Layout of the upload of a client of this rank; in pooled training everybody works at the server's."""
+        return self.upload_spec if self.pooled else self.layouts.get(rank, self.upload_spec)
 
 
 @dataclass
@@ -53,6 +61,7 @@ class Collected:
         bytes_down: payload sent.
         secagg: what the report says about secure aggregation, if it ran.
         noised: the mean is a private release that must be used whoever survived, nobody included.
+        lost: the round must be left out and never be repeated; nothing changes.
     """
 
     mean: Vector | None = None
@@ -65,6 +74,7 @@ class Collected:
     bytes_down: int = 0
     secagg: dict[str, Any] | None = None
     noised: bool = False
+    lost: bool = False
 
     @property
     def rejections(self) -> int:

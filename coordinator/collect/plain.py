@@ -184,6 +184,7 @@ def orders_for(
                     pooled=broadcast.pooled,
                     amount=broadcast.amount,
                     extras=broadcast.extras,
+                    pass_number=broadcast.pass_number,
                 )
             )
         collected.bytes_down += wire.payload_bytes(made[rank])

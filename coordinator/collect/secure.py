@@ -66,8 +66,11 @@ class SecureCollector(Collector):
 
         A group that aborts is repeated by itself; the others keep what they have.
         """
-        if any(member.rank != broadcast.spec.lora.rank for group in groups for member in group):
-            raise StrategyError("Secure aggregation adds vectors of one length: give every client the same LoRA rank.")
+        if any(broadcast.layout(m.rank).size != broadcast.upload_spec.size for group in groups for m in group):
+            raise StrategyError(
+                "Secure aggregation adds vectors of one length, and this strategy's uploads differ with the rank: give "
+                "every client the same LoRA rank."
+            )
         every = [Collected(missing=len(group)) for group in groups]
         waiting = list(range(len(groups)))
         for number in range(1, self._config.secagg.attempts + 1):
@@ -151,7 +154,6 @@ class _Attempt:
         self._nodes = {site_id(member.site): member.node for member in cohort}
         self._ids = {node: identifier for identifier, node in self._nodes.items()}
         self._stages: dict[str, dict[str, float]] = {}
-        self._adapter = broadcast.adapter(broadcast.spec.lora.rank)[1]
         self._number = number
         self._run = run
         self._roster = roster
@@ -165,14 +167,15 @@ class _Attempt:
             SecAggError: this cohort cannot aggregate securely.
         """
         self._parameters = agree(self._config, self._cohort, self._broadcast.upload_spec.size)
-        context = round_context(self._config, self._run, self._broadcast.round, self._number, self._adapter)
+        order = self._train_order()
+        context = round_context(self._config, self._run, self._broadcast.round, self._number, order.bound)
         self._protocol = protocol = SecAggCoordinator(self._parameters, context, self._roster)
         wait = self._config.secagg.stage_timeout
         yield from self._stage(
             "keys",
             MessageType.TRAIN,
             self._nodes,
-            self._order(),
+            self._sends(order),
             protocol.receive_advertisement,
             self._config.federation.timeout,
         )
@@ -185,6 +188,10 @@ class _Attempt:
             "masked", MessageType.SECAGG_MASK, sharing, self._delivery, protocol.receive_masked, wait
         )
         survivors = self._shared(protocol.survivors_message())
+        if self._broadcast.pass_number > 1 and len(tuple(protocol.survivors)) < self._cohort:
+            raise RoundAborted(
+                "A client of the first pass is gone, and two sums over different clients would differ by it."
+            )
         yield from self._stage(
             "confirmed", MessageType.SECAGG_CONFIRM, protocol.survivors, survivors, protocol.receive_confirmation, wait
         )
@@ -232,19 +239,22 @@ class _Attempt:
         self._collected.bytes_up += size
         self._stages[name] = {"alive": alive, "seconds": time.perf_counter() - started, "bytes": size}
 
-    def _order(self) -> Callable[[int], RecordDict]:
-        order = wire.secure_order(self._run, len(self._nodes), self._number)
-        spec_hash = self._broadcast.spec.hash
-        records = wire.pack_train_order(
-            TrainOrder(
-                self._broadcast.round,
-                spec_hash,
-                self._adapter,
-                secagg=order,
-                amount=self._broadcast.amount,
-                extras=self._broadcast.extras,
-            )
+    def _train_order(self) -> TrainOrder:
+        """The same for everybody, whatever its rank: a round is bound to what was sent, and a client cuts it itself."""
+        broadcast = self._broadcast
+        spec, adapter = broadcast.adapter(broadcast.spec.lora.rank)
+        return TrainOrder(
+            broadcast.round,
+            spec.hash,
+            adapter,
+            secagg=wire.secure_order(self._run, len(self._nodes), self._number),
+            amount=broadcast.amount,
+            extras=broadcast.extras,
+            pass_number=broadcast.pass_number,
         )
+
+    def _sends(self, order: TrainOrder) -> Callable[[int], RecordDict]:
+        records = wire.pack_train_order(order)
         return lambda _identifier: self._counted(records)
 
     def _shared(self, payload: bytes) -> Callable[[int], RecordDict]:

@@ -40,9 +40,7 @@ def read_upload(
         AdapterError: another layout or length, a value that is not finite, or a weight that is not positive.
     """
     reply = wire.unpack_train_reply(records)
-    expected = broadcast.upload_spec
-    if rank != broadcast.spec.lora.rank:
-        expected = expected.with_rank(rank)
+    expected = broadcast.layout(rank)
     if reply.spec_hash != expected.hash:
         raise AdapterError("An update has another layout than asked for: both ends must use the same strategy.")
     if (reply.update.dtype == np.uint8) != (quantized and not broadcast.pooled):

@@ -67,7 +67,6 @@ def plan(options: Sequence[str], federation_size: int | None, app_folder: Path |
         StrategyError: an unknown method.
     """
     from coordinator.supported import check_privacy, check_supported
-    from strategies.planner import plan as plan_strategy
     from umbel.cli.options import app_options, find_app, parse_overrides
 
     overrides = parse_overrides(options)
@@ -84,7 +83,7 @@ def plan(options: Sequence[str], federation_size: int | None, app_folder: Path |
     if flat.get("run.id", "auto") == "auto":
         flat["run.id"] = overrides["run.id"] = f"{prefix}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     config = RunConfig.from_flat(flat)
-    check_supported(config, plan_strategy(config))
+    check_supported(config)
     check_privacy(config)
     changed = {key: value for key, value in flat.items() if key in overrides or given.get(key, value) != value}
     return Plan(app_path, root, config, changed)

@@ -49,6 +49,17 @@ class RunConfig(Section):
                 f"federation.minimum {federation.minimum} is larger than the cohort of {expected}: "
                 "no round could ever count, lower it"
             )
+        ranks = self.strategy.client_ranks
+        if ranks != "top" and self.strategy.ranks == "same":
+            raise ValueError(
+                f"strategy.client-ranks {ranks} gives clients different ranks, but strategy.ranks is same: set it to "
+                "mixed"
+            )
+        if ranks != "top" and max(map(int, ranks.split(","))) > self.lora.rank:
+            raise ValueError(
+                f"strategy.client-ranks {ranks} goes above lora.rank {self.lora.rank}, the server's: raise lora.rank "
+                "or lower them"
+            )
         return self
 
     @classmethod

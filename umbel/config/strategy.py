@@ -16,6 +16,8 @@ class StrategyConfig(Section):
     """The federated LoRA method."""
     ranks: Literal["same", "mixed"] = "same"
     """Whether clients may train at ranks below lora.rank, as their resources allow."""
+    client_ranks: str = Field(default="top", pattern=r"^(top|[1-9]\d*(,[1-9]\d*)*)$", alias="client-ranks")
+    """With mixed ranks: top (lora.rank), or a list dealt to the partitions in turn; a node's own rank goes first."""
     side_rank: int = Field(default=0, ge=0, alias="side-rank")
     """Largest rank of a side term of FedEx-LoRA and FLoRA; 0 keeps it exact."""
     sketch: int = Field(default=0, ge=0)
