@@ -22,7 +22,7 @@ from simulations.packed import COHORT, pack_orders, read_packed
 from umbel.errors import WireError
 from umbel.wire import MessageType, Refusal
 
-_PIECES = 4
+_PIECES = 2
 _POLL = 0.05
 
 
@@ -117,9 +117,9 @@ class CohortGrid(Grid):
         if not self._unsent:
             return
         messages, self._unsent = self._unsent, []
-        groups = {message.metadata.group_id for message in messages}
-        for identifier in [i for i, sent in self._away.items() if sent[0].metadata.group_id not in groups]:
-            del self._away[identifier]  # nobody waits for an earlier round any more
+        now = time.time()
+        for identifier in [i for i, sent in self._away.items() if _end(sent[0]) < now]:
+            del self._away[identifier]  # nobody waits for it any more
         kinds: dict[str, list[Message]] = {}
         for message in messages:
             kinds.setdefault(message.metadata.message_type, []).append(message)
@@ -174,6 +174,10 @@ class CohortGrid(Grid):
     def _fail(self, sent: Sequence[Message], reason: str) -> None:
         for message in sent:
             self._ready[message.metadata.message_id] = [error_reply(message, reason)]
+
+
+def _end(message: Message) -> float:
+    return float(message.metadata.created_at + message.metadata.ttl)
 
 
 def _without_records(reply: Message) -> Reply:

@@ -139,6 +139,8 @@ class ActorPool:
         # Round by round over the workers, so that few batches are spread before any worker gets a second.
         for depth in range(_DEPTH):
             for worker in self._workers:
+                while self._queue and self._queue[0].expires < time.time():
+                    self._queue.popleft()  # nobody waits for it any more
                 if self._queue and worker.alive and len(worker.work) <= depth:
                     batch = self._queue.popleft()
                     worker.work[worker.handle.run.remote(batch)] = batch

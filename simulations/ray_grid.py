@@ -35,6 +35,8 @@ from umbel.wire import MessageType, Refusal, payload_bytes
 
 _WAIT = 0.05
 """Seconds that a pull may wait when nothing at all has arrived."""
+_HELD = 64
+"""Replies that may wait here to be pulled before further ones are fetched."""
 _PIECES = 4
 """Batches that each actor gets on average, so that none idles long at the end."""
 
@@ -162,10 +164,20 @@ class RayGrid(Grid):
         """Replies that have arrived; waits a moment only while none has."""
         self._send()
         wanted = list(message_ids)
-        if not any(identifier in self._ready for identifier in wanted) and len(self._ready) < self._lanes:
+        if not any(map(self._deliverable, wanted)) and len(self._ready) < max(_HELD, self._lanes):
             for done in self._pool.step(0.0 if self._ready else _WAIT):
                 self._receive(done)
-        return [reply for identifier in wanted for reply in self._ready.pop(identifier, ())]
+        found: list[Message] = []
+        for identifier in wanted:
+            if self._deliverable(identifier):
+                found += self._ready.pop(identifier)
+                self._forget(identifier)
+        return found
+
+    def _deliverable(self, identifier: str) -> bool:
+        """Whether a reply is here and, where rounds overlap, no other device's comes before it on the clock."""
+        due = self._world.due() if self._world is not None else None
+        return identifier in self._ready and due in (None, identifier)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Pushes, then pulls until all replies are here or ``timeout`` seconds have passed."""
@@ -205,7 +217,7 @@ class RayGrid(Grid):
         if not self._unsent:
             return
         messages, self._unsent = self._unsent, []
-        self._pool_expired(messages)
+        self._drop_expired()
         self.progress = Progress(messages[0].metadata.message_type, 0, len(messages))
         answering = self._ask_world(messages)
         shared = Counter(id(message.content) for message in answering)
@@ -226,7 +238,7 @@ class RayGrid(Grid):
                 node = message.metadata.dst_node_id
                 orders.append(Order(message.metadata, places[key], self._shelf.get(node)))
                 self._open[message.metadata.message_id] = message
-            self._pool.submit(Batch(orders, contents, fold))
+            self._pool.submit(Batch(orders, contents, fold, expires=max(map(_end, group))))
 
     def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
         """Groups of one type, in order of node id; train messages in groups of ``lanes``, never across."""
@@ -282,16 +294,19 @@ class RayGrid(Grid):
             )
             self._ready.setdefault(known.reply_to_message_id, []).extend([reply] * copies)
 
-    def _pool_expired(self, messages: Sequence[Message]) -> None:
-        """A new stage of another round has begun: what nobody waits for any more is not carried out."""
-        groups = {message.metadata.group_id for message in messages}
-        stale = [key for key, message in self._open.items() if message.metadata.group_id not in groups]
-        if stale:
-            self._pool.forget()
-            for key in stale:
-                self._open.pop(key, None)
-        for key in [key for key, replies in self._ready.items() if replies[0].metadata.group_id not in groups]:
+    def _drop_expired(self) -> None:
+        """Forgets messages whose time to live has passed, as Flower does: nobody waits for them any more."""
+        now = time.time()
+        for key in [key for key, sent in self._open.items() if _end(sent) < now]:
+            del self._open[key]
+            self._forget(key)
+        for key in [key for key, replies in self._ready.items() if _end(replies[0]) < now]:
             del self._ready[key]
+            self._forget(key)
+
+    def _forget(self, identifier: str) -> None:
+        if self._world is not None:
+            self._world.delivered(identifier)
 
     def _check(self, ready: Ready) -> None:
         if ready.version != __version__:
@@ -303,6 +318,10 @@ class RayGrid(Grid):
                 "A machine of the cluster has another machine.key, so its devices' keys would not be known here: give "
                 "all machines the same UMBEL_HOME."
             )
+
+
+def _end(message: Message) -> float:
+    return float(message.metadata.created_at + message.metadata.ttl)
 
 
 def _refused(node: int, message: Message) -> Reply:

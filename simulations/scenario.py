@@ -139,6 +139,7 @@ class Scenario:
             delay=faults.delay,
             twice=faults.twice,
             presence=fleet_.presence,
+            overlapping=config.strategy.buffer > 0,
             secure=config.secagg.enabled,
             up_ratio=config.secagg.bits / 32 if config.secagg.enabled else 1.0,
             memory_gb=fleet_.memory_gb,

@@ -54,6 +54,7 @@ class WorldRules:
         delay: share of devices that take ten times as long.
         twice: share of messages that are delivered twice.
         presence: whether devices come and go; without it every device is there all the time.
+        overlapping: whether devices are asked while others train (FedBuff); replies then come in the clock's order.
         secure: whether updates leave as masked vectors, in five stages.
         up_ratio: bytes of an upload over those of the adapter.
         memory_gb: that training takes on a device; smaller ones refuse.
@@ -68,6 +69,7 @@ class WorldRules:
     delay: float = 0.0
     twice: float = 0.0
     presence: bool = False
+    overlapping: bool = False
     secure: bool = False
     up_ratio: float = 1.0
     memory_gb: float = 0.0
@@ -89,6 +91,7 @@ class World:
         self._attempts: dict[str, int] = {}
         self._adapter = 0
         self._leaves: dict[int, int] = {}
+        self._due: dict[str, float] = {}
         self.clock = VirtualClock()
         self.on_round: Callable[[], None] | None = None
         """Called when a round begins, before its clock runs."""
@@ -102,8 +105,18 @@ class World:
         current = self.clock.round(sent[0].group)
         current.bytes_down += sum(message.size for message in sent)
         if sent[0].kind == MessageType.TRAIN:
-            return self._train(sent, current)
+            return self._overlap(sent, current) if self._rules.overlapping else self._train(sent, current)
         return self._stage(sent, current)
+
+    def due(self) -> str | None:
+        """The message whose reply comes next on the clock, where rounds overlap; None where they do not."""
+        return min(self._due, key=self._due.__getitem__) if self._due else None  # of two, the one asked first
+
+    def delivered(self, identifier: str) -> None:
+        """Lets the clock pass until this reply came; does nothing for messages that it does not order."""
+        at = self._due.pop(identifier, None)
+        if at is not None:
+            self.clock.advance(max(0.0, at - self.clock.now))
 
     def repeats(self, node: int, kind: str, group: str) -> bool:
         """Whether the reply of a node is delivered twice."""
@@ -149,6 +162,21 @@ class World:
         current.arrived = len(sent) - len(lost)
         current.bytes_up += 0 if rules.secure else round(current.arrived * self._adapter * rules.up_ratio)
         self.clock.advance(passed)
+        return lost
+
+    def _overlap(self, sent: Sequence[Sent], current: VirtualRound) -> dict[str, str]:
+        """Devices that begin now, each by itself; the clock passes when their replies are delivered."""
+        lost: dict[str, str] = {}
+        for message in sent:
+            end, reason = self._one(message, generator("world", self._seed, message.node, message.group, 1))
+            if reason:
+                lost[message.id] = reason
+            self._due[message.id] = self.clock.now + end
+        self._count(sent, lost, current)
+        arrived = len(sent) - len(lost)
+        current.asked += len(sent)
+        current.arrived += arrived
+        current.bytes_up += round(arrived * max(message.size for message in sent) * self._rules.up_ratio)
         return lost
 
     def _one(self, message: Sent, rng: np.random.Generator) -> tuple[float, str]:
