@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from simulations.batched.owners import LaneRows, Owners
+from simulations.batched.owners import LaneRows, Owners, Piece
 from simulations.batched.state import LaneSite, LaneState
+
+_FEW = 4
 
 
 class Chunk:
@@ -42,9 +44,19 @@ class Chunk:
         self._generators = generators
         self._books = books
 
-    def factors(self, site: LaneSite) -> tuple[Tensor, Tensor]:
-        """A [lanes, r, in] and B [lanes, out, r]."""
-        return self._state.factor(site.pair.a, self._lanes), self._state.factor(site.pair.b, self._lanes)
+    def spread(self, site: LaneSite, lanes: Owners, rows: int) -> tuple[Tensor, Tensor, Sequence[Piece]]:
+        """A [n, r, in], B [n, out, r] and which of ``rows`` each of the n belongs to.
+
+        Where lanes are ragged and a row of the layout is long (text, image tokens), each row gets its own copy of its
+        lane's factors: one product over equal blocks then does for many small ones.
+        """
+        a, b = self._state.factor(site.pair.a, self._lanes), self._state.factor(site.pair.b, self._lanes)
+        count = sum(lanes.counts)
+        inner = rows // max(count, 1)
+        if len(lanes.pieces) > _FEW and inner >= 2 * a.shape[1]:
+            index = lanes.index.to(a.device)
+            return a[index], b[index], ((0, count, 0, rows),)
+        return a, b, [(first, last, start * inner, stop * inner) for first, last, start, stop in lanes.pieces]
 
     def mask(self, site: LaneSite, lanes: Owners, shape: Sequence[int], text: bool) -> Tensor | None:
         """Dropout's factors [rows, in], drawn as the sequential trainer would draw them for each lane alone.
@@ -64,8 +76,9 @@ class Chunk:
                 part = grid[row : row + count // per_row]
                 if text:
                     part = part[:, : self._lengths[lane]]
-                drawn = torch.empty(part.shape, dtype=out.dtype, device=out.device)
-                part.copy_(drawn.bernoulli_(keep, generator=self._generators[lane]).div_(keep))
+                generator = self._generators[lane]
+                drawn = torch.empty(part.shape, dtype=out.dtype, device=generator.device)
+                part.copy_(drawn.bernoulli_(keep, generator=generator).div_(keep))
                 row += count // per_row
         return out.view(-1, width)
 
@@ -85,9 +98,9 @@ class Chunk:
             into = target.view(target.shape[0], *tensor.shape)
             for first, last, start, stop in owners.pieces:
                 rows, n = slice(start * scale, stop * scale), last - first
-                into[first:last].baddbmm_(
-                    left[rows].view(n, -1, left.shape[1]).mT, right[rows].view(n, -1, right.shape[1]), alpha=alpha
-                )
+                # Not baddbmm_: into a view with gaps it falls back to one product after the other.
+                made = torch.bmm(left[rows].view(n, -1, left.shape[1]).mT, right[rows].view(n, -1, right.shape[1]))
+                into[first:last].add_(made, alpha=alpha)
             number = self._state.index[tensor.name]
             for first, last, _, _ in lanes.pieces:
                 self._state.present[self._lanes.start + first : self._lanes.start + last, number] = True

@@ -111,7 +111,8 @@ class LaneGroup:
 
     def _cut(self, active: Sequence[Lane], number: int) -> Iterator[tuple[int, int, list[list[Example]]]]:
         """Runs of lanes whose microbatches of this number fit one forward pass together."""
-        start, held, size = 0, [], 0
+        start, size = 0, 0
+        held: list[list[Example]] = []
         for position, lane in enumerate(active):
             try:
                 mine = lane.chunk(number)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from client.trainer import TrainResult
 from umbel.adapter import Vector
 from umbel.errors import UmbelError
+from umbel.side import SideTerm
 
 if TYPE_CHECKING:
     from client.private import PrivateSteps
@@ -26,6 +28,7 @@ class LaneJob:
         amount: overrides ``train.amount`` when positive.
         private: example-level DP-SGD of this client; its sampler draws the batches. Never share it between jobs.
         span: where this round lies in the whole run, as shares of it; places the learning rate's schedule.
+        side: corrections of frozen weights by module, which the model computes with and does not train.
     """
 
     examples: ExampleSet
@@ -34,6 +37,7 @@ class LaneJob:
     amount: int = 0
     private: PrivateSteps | None = None
     span: tuple[float, float] = (0.0, 1.0)
+    side: Mapping[str, SideTerm] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

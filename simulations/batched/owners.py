@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from umbel.errors import ModelError
 from umbel.rows import RowMap, Rows
 
@@ -46,6 +49,11 @@ class Owners:
                 found.append((owner, owner + 1, row, row + count))
             row += count
         return tuple(found)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """int64 [rows], the owner of each row."""
+        return torch.repeat_interleave(torch.arange(len(self.counts)), torch.tensor(self.counts, dtype=torch.int64))
 
     @property
     def whole(self) -> bool:

@@ -7,61 +7,135 @@ between is shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from flwr.app import Context, Message, RecordDict
 
 from client.client_app import open_site
 from client.local_site import LocalSite
+from client.outcome import RoundOutcome
+from client.round_job import RoundJob
+from client.site import Site
+from simulations.batched.job import LaneJob, LaneOutcome
+from simulations.batched.trainer import LaneTrainer
 from umbel import wire
+from umbel.config import RunConfig
 from umbel.errors import SiteError, UmbelError
 from umbel.wire import SecAggStep, TrainOrder, TrainReply
 
 Reply = TrainReply | SecAggStep | UmbelError
+"""What a site answers to a train order, or why it refuses."""
 
 
-def train_sites(sites: Sequence[LocalSite], orders: Sequence[TrainOrder], *, lanes: int = 64) -> list[Reply]:
+def train_sites(
+    sites: Sequence[LocalSite], orders: Sequence[TrainOrder], config: RunConfig, *, lanes: int = 64
+) -> list[Reply]:
     """What ``site.train(order)`` gives for each pair, in order; a site's error stands in its place.
 
-    All sites must belong to one run in this process (they share its warm model).
+    A device that stands twice gets its second order after its first is concluded, so that a repeated order is
+    answered from memory: neither trained nor paid for again.
 
     Args:
-        sites: of the devices; the same device twice gets its second order after its first.
+        sites: of the devices, all of one run and in this process (they share its warm model).
         orders: one a site.
+        config: of the run.
         lanes: most devices that train in one group; 1 trains them one after the other.
+
+    Raises:
+        ConfigError: ``lanes`` is below 1.
     """
-    replies: list[Reply] = []
+    replies: list[Reply | None] = [None] * len(sites)
+    waiting = list(range(len(sites)))
+    if len(orders) != len(sites):
+        raise SiteError(f"{len(sites)} devices came with {len(orders)} orders: give each device one order.")
+    while waiting:
+        names: set[str] = set()
+        wave: list[int] = []
+        later: list[int] = []
+        for i in waiting:
+            (later if sites[i].name in names else wave).append(i)
+            names.add(sites[i].name)
+        found = _wave([sites[i] for i in wave], [orders[i] for i in wave], config, lanes)
+        for i, reply in zip(wave, found, strict=True):
+            replies[i] = reply
+        waiting = later
+    return [reply for reply in replies if reply is not None]
+
+
+def answer_train(
+    messages: Sequence[Message],
+    contexts: Sequence[Context],
+    *,
+    lanes: int = 64,
+    opener: Callable[[Context], Site] = open_site,
+) -> list[Message]:
+    """The ClientApp's replies to train messages, one each, in order; refusals included.
+
+    Args:
+        messages: of type ``train``, of one run.
+        contexts: of the devices, one a message; their state is changed as the ClientApp would change it.
+        lanes: as in :func:`train_sites`.
+        opener: opens a device's site; the ClientApp's own by default.
+    """
+    found: list[tuple[LocalSite, TrainOrder] | UmbelError] = []
+    for message, context in zip(messages, contexts, strict=True):
+        try:
+            site = opener(context)
+            if not isinstance(site, LocalSite):
+                raise SiteError("Only virtual devices train in lanes: send this message to its site alone.")
+            found.append((site, wire.unpack_train_order(message.content)))
+        except UmbelError as error:
+            found.append(error)
+    pairs = [item for item in found if not isinstance(item, UmbelError)]
+    trained: Iterator[Reply] = iter(())
+    if pairs:
+        config = RunConfig.from_flat(contexts[0].run_config)
+        trained = iter(train_sites([site for site, _ in pairs], [order for _, order in pairs], config, lanes=lanes))
+    replies = (item if isinstance(item, UmbelError) else next(trained) for item in found)
+    return [Message(_pack(reply), reply_to=message) for message, reply in zip(messages, replies, strict=True)]
+
+
+def _wave(sites: Sequence[LocalSite], orders: Sequence[TrainOrder], config: RunConfig, lanes: int) -> list[Reply]:
+    """One order a device: prepare all, train together, conclude each."""
+    prepared: list[RoundJob | RoundOutcome | UmbelError] = []
     for site, order in zip(sites, orders, strict=True):
         try:
-            replies.append(site.train(order))
+            prepared.append(site.prepare(order))
+        except UmbelError as error:
+            prepared.append(error)
+    jobs = [job for job in prepared if isinstance(job, RoundJob)]
+    outcomes = iter(_train(jobs, config, lanes))
+    replies: list[Reply] = []
+    for site, order, found in zip(sites, orders, prepared, strict=True):
+        try:
+            if isinstance(found, RoundJob):
+                trained = next(outcomes)
+                if isinstance(trained, UmbelError):
+                    raise trained
+                found = site.conclude(found, trained.result, trained.local, trained.seconds)
+            replies.append(found if isinstance(found, UmbelError) else site.reply(order, found))
         except UmbelError as error:
             replies.append(error)
     return replies
 
 
-def answer_train(messages: Sequence[Message], contexts: Sequence[Context], *, lanes: int = 64) -> list[Message]:
-    """The ClientApp's replies to train messages, one each, in order; refusals included.
-
-    Args:
-        messages: of type ``train``.
-        contexts: of the devices, one a message; their state is changed as the ClientApp would change it.
-        lanes: as in :func:`train_sites`.
-    """
-    found: list[tuple[LocalSite, TrainOrder] | UmbelError] = []
-    for message, context in zip(messages, contexts, strict=True):
-        try:
-            site = open_site(context)
-            if not isinstance(site, LocalSite):
-                raise SiteError(
-                    "Lanes train virtual devices only, whose site is in this process: send others one by one."
-                )
-            found.append((site, wire.unpack_train_order(message.content)))
-        except UmbelError as error:
-            found.append(error)
-    pairs = [item for item in found if not isinstance(item, UmbelError)]
-    trained = iter(train_sites([site for site, _ in pairs], [order for _, order in pairs], lanes=lanes))
-    replies = (item if isinstance(item, UmbelError) else next(trained) for item in found)
-    return [Message(_pack(reply), reply_to=message) for message, reply in zip(messages, replies, strict=True)]
+def _train(jobs: Sequence[RoundJob], config: RunConfig, lanes: int) -> list[LaneOutcome]:
+    if not jobs:
+        return []
+    return LaneTrainer(jobs[0].tuned, jobs[0].collator, config.train, lanes=lanes).train_many(
+        [
+            LaneJob(
+                job.examples,
+                job.client,
+                seed=job.seed,
+                amount=job.order.amount,
+                private=job.private,
+                span=job.span,
+                side=job.side,
+            )
+            for job in jobs
+        ]
+    )
 
 
 def _pack(reply: Reply) -> RecordDict:

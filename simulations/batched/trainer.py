@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from client.trainer import Trainer
 from simulations.batched.fit import lane_sites, why_not
@@ -14,6 +17,7 @@ from simulations.batched.lane import Lane, order_lanes
 from simulations.batched.owners import UnmappedRows
 from umbel.config import TrainConfig
 from umbel.errors import ConfigError, ModelError, UmbelError
+from umbel.side import SideTerm
 
 if TYPE_CHECKING:
     from mllm.lora import TunedModel
@@ -94,7 +98,8 @@ class LaneTrainer:
         kinds: dict[object, list[int]] = {}
         for i, job in enumerate(jobs):
             private = job.private
-            key = (job.client.spec.hash, job.client.trainable, private and (private.clipping_norm, private.engine))
+            clipped = private and (private.clipping_norm, private.engine)
+            key = (job.client.spec.hash, job.client.trainable, clipped, _digest(job.side))
             kinds.setdefault(key, []).append(i)
         groups = []
         for positions in kinds.values():
@@ -106,7 +111,9 @@ class LaneTrainer:
     def _together(self, jobs: Sequence[LaneJob]) -> list[LaneOutcome]:
         started = time.perf_counter()
         lanes = [Lane(job, self._config) for job in jobs]
-        group = LaneGroup(self._tuned, self._collator, self._config, lanes, lane_sites(self._tuned), self._most)
+        tuned = self._tuned.at_rank(jobs[0].client.spec.lora.rank)
+        tuned.load(jobs[0].client.start, jobs[0].side)  # for its side terms and its scale
+        group = LaneGroup(tuned, self._collator, self._config, lanes, lane_sites(tuned), self._most)
         try:
             group.run()
         finally:
@@ -121,12 +128,29 @@ class LaneTrainer:
     def _alone(self, job: LaneJob, reason: str) -> LaneOutcome:
         started = time.perf_counter()
         try:
-            result = Trainer(self._tuned, self._collator, self._config).train(
-                job.examples, job.client, seed=job.seed, amount=job.amount, private=job.private, span=job.span
+            tuned = self._tuned.at_rank(job.client.spec.lora.rank)
+            result = Trainer(tuned, self._collator, self._config).train(
+                job.examples,
+                job.client,
+                seed=job.seed,
+                amount=job.amount,
+                private=job.private,
+                span=job.span,
+                side=job.side,
             )
         except UmbelError as error:
             return error
-        return LaneResult(result, self._tuned.vector(), time.perf_counter() - started, reason)
+        return LaneResult(result, tuned.vector(), time.perf_counter() - started, reason)
+
+
+def _digest(side: Mapping[str, SideTerm]) -> bytes:
+    """Equal for equal side terms, which all jobs of a group must share."""
+    digest = hashlib.sha256()
+    for module in sorted(side):
+        digest.update(f"{module} {side[module].a.shape} {side[module].b.shape}".encode())
+        digest.update(np.ascontiguousarray(side[module].a).tobytes())
+        digest.update(np.ascontiguousarray(side[module].b).tobytes())
+    return digest.digest()
 
 
 def _alone_because(job: LaneJob) -> str:
