@@ -16,6 +16,7 @@ from client.local_site import LocalSite
 from client.outcome import RoundOutcome
 from client.round_job import RoundJob
 from client.site import Site
+from client.site import Site
 from simulations.batched.job import LaneJob, LaneOutcome
 from simulations.batched.trainer import LaneTrainer
 from umbel import wire
