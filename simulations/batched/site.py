@@ -16,7 +16,6 @@ from client.local_site import LocalSite
 from client.outcome import RoundOutcome
 from client.round_job import RoundJob
 from client.site import Site
-from client.site import Site
 from simulations.batched.job import LaneJob, LaneOutcome
 from simulations.batched.trainer import LaneTrainer
 from umbel import wire
@@ -44,6 +43,7 @@ def train_sites(
 
     Raises:
         ConfigError: ``lanes`` is below 1.
+        SiteError: there are not as many orders as sites.
     """
     replies: list[Reply | None] = [None] * len(sites)
     waiting = list(range(len(sites)))
