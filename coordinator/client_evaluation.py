@@ -10,14 +10,12 @@ from typing import Any
 from coordinator.collect import Broadcast
 from coordinator.courier import Courier
 from coordinator.population import Participant
+from coordinator.tracking import CLIENTS
 from umbel import wire
 from umbel.errors import WireError
 from umbel.wire import EvaluateOrder, MessageType
 
 logger = logging.getLogger("flwr.umbel")
-
-CLIENTS = "clients"
-"""The name of this set among the evaluation sets."""
 
 
 class ClientEvaluator:
@@ -37,7 +35,7 @@ class ClientEvaluator:
         self._timeout = timeout
 
     def measure(self, members: Sequence[Participant], broadcast: Broadcast) -> dict[str, dict[str, Any]]:
-        """Figures under :data:`CLIENTS`: accuracy and mean loss over all held-out examples, and how many clients.
+        """Figures under ``CLIENTS``: accuracy and mean loss over all held-out examples, and how many clients answered.
 
         A reply that is impossible (more right answers than examples, a value that is not finite) is logged and left
         out. Without any held-out example there are no figures: {}.

@@ -8,7 +8,8 @@ from pathlib import Path
 from coordinator.report.summary import Summary, summarize
 from coordinator.report.text import number, percent, signed, size
 from coordinator.run_folder import METRICS, read_config
-from coordinator.tracking import Metrics, read_metrics
+from coordinator.tracking import CLIENTS, Metrics, read_metrics
+from strategies.registry import STRATEGIES
 from umbel.config import RunConfig
 from umbel.files import write_atomic
 
@@ -71,8 +72,15 @@ def _intro(config: RunConfig, metrics: Metrics, summary: Summary) -> str:
         f"LoRA factors (rank {config.lora.rank}, alpha {config.lora.alpha:g}"
         f"{', rank-stabilised' if config.lora.rslora else ''}) on `{_base(config, metrics)}` (stored as {stored}), "
         f"fine-tuned by {config.federation.clients} clients in {summary.rounds} federated rounds with "
-        f"`{config.strategy.name}`. No client's data left it.\n"
+        f"`{config.strategy.name}`. No client's data left it.{_personal(config)}\n"
     )
+
+
+def _personal(config: RunConfig) -> str:
+    method = STRATEGIES.get(config.strategy.name)
+    if method is None or not method.facts.personal:
+        return ""
+    return " Part of the model stays at each client and is not in this file: this is what the clients share."
 
 
 def _is_composed(adapter: Path) -> bool:
@@ -112,8 +120,13 @@ def _figures(summary: Summary) -> str:
         lines += ["", f"By question type, {summary.headline}:\n", "| question | examples | base | federated |"]
         lines.append("|---|---:|---:|---:|")
         lines += [f"| {t.name} | {t.count} | {percent(t.base)} | {percent(t.federated)} |" for t in summary.types]
-    lines.append("\nAccuracy is the exact match of the whole answer, measured by the coordinator in the run.\n")
-    return "\n".join(lines)
+    lines.append("\nAccuracy is the exact match of the whole answer, measured by the coordinator in the run.")
+    if any(row.name == CLIENTS for row in summary.sets):
+        lines.append(
+            f"The set `{CLIENTS}` was measured at the clients: each took the adapter with what it keeps of its own to "
+            "examples of its own that were held out of training, and only counts left it."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _data(config: RunConfig, metrics: Metrics) -> str:

@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from umbel.errors import RunError
 from umbel.files import write_atomic
 
+CLIENTS = "clients"
+"""Among evaluation sets: the clients' own held-out data, measured at the clients."""
+
 
 class Line(BaseModel):
     """A line of metrics.jsonl; unknown keys are kept."""

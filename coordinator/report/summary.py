@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.tracking import Figures, Metrics, Privacy
+from coordinator.tracking import CLIENTS, Figures, Metrics, Privacy
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ def summarize(metrics: Metrics) -> Summary:
         central=_accuracy(central, name),
         gain=points(_accuracy(after, name), _accuracy(base, name)),
         gap=points(_accuracy(central, name), _accuracy(after, name)),
-        forgotten={row.name: -row.change for row in sets if row.change is not None and row.name != name},
+        # The clients' own held-out data are what was trained for, not what may be forgotten.
+        forgotten={row.name: -row.change for row in sets if row.change is not None and row.name not in (name, CLIENTS)},
         sets=sets,
         types=_types(name, base, after, central),
         rounds=len(rounds),
