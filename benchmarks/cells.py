@@ -96,7 +96,7 @@ def refusal(options: dict[str, Any]) -> str:
     """Why such a run is refused before it starts, or ""."""
     config = RunConfig.from_flat({"run.id": "cell", **options})
     try:
-        check_supported(config, plan(config))
+        check_supported(config)
         check_privacy(config)
     except UmbelError as error:
         return str(error)

@@ -17,14 +17,14 @@ from client.batches import derive_seed
 from client.client_app import make_app
 from client.local_site import LocalSite
 from client.outcome import RoundOutcome, keep_outcome
+from client.round_job import RoundJob
 from client.site import Site
 from client.store import ContextStore
-from mllm.warm import WarmModel
+from client.trainer import TrainResult
 from strategies.compression.quantize import StochasticQuantizer
 from umbel.adapter import Vector
 from umbel.config import RunConfig
 from umbel.errors import ConfigError
-from umbel.wire import TrainOrder
 
 Attack = Literal["sign-flip", "scale", "random"]
 
@@ -60,8 +60,9 @@ class HostileSite(LocalSite):
         super().__init__(config, index, count, store, run=run)
         self._attack: Attack = attack
 
-    def _fit(self, warm: WarmModel, order: TrainOrder, key: str) -> RoundOutcome:
-        honest = super()._fit(warm, order, key)
+    def conclude(self, job: RoundJob, result: TrainResult, local: Vector, seconds: float) -> RoundOutcome:
+        """See LocalSite; then the lie takes the place of the update."""
+        honest, order = super().conclude(job, result, local, seconds), job.order
         seed = derive_seed("attack", self.name, order.round)
         if honest.update.dtype == np.uint8:
             vector = corrupted(StochasticQuantizer.decode(honest.update.tobytes()), self._attack, seed)

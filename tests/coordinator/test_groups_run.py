@@ -117,19 +117,17 @@ def test_merged_groups_conserve_counts():
     assert got.mean is None
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_every_rule_runs_and_withstands_a_hostile_client(flat, rule):
+def test_every_rule_runs_and_withstands_a_hostile_client(flat):
     """The robust result stays near what the honest clients give; the plain mean does not."""
-    clients = 7
-    changes = {"federation__clients": clients, "strategy__corrupt": 1 / 7 - 1e-6}
-    app = hostile_app({3}, "sign-flip")
-    path = run_in_memory(flat(strategy__robust=rule, **changes), client=app)
-    assert rounds(path)[0]["survivors"] == clients
-    start = initial(flat(strategy__robust=rule, **changes))
+    changes = {"federation__clients": 7, "strategy__corrupt": 1 / 7 - 1e-6}
+    app, start = hostile_app({3}, "sign-flip"), initial(flat(**changes))
     honest = adapter(run_in_memory(flat(run__id="h", **changes), fault=without(3))) - start
     plain = adapter(run_in_memory(flat(run__id="p", **changes), client=app)) - start
-    robust = adapter(path) - start
-    assert np.linalg.norm(robust - honest) < np.linalg.norm(plain - honest)
+    for rule in sorted(RULES):
+        path = run_in_memory(flat(run__id=rule, strategy__robust=rule, **changes), client=app)
+        assert rounds(path)[0]["survivors"] == 7
+        robust = adapter(path) - start
+        assert np.linalg.norm(robust - honest) < 0.8 * np.linalg.norm(plain - honest), rule
 
 
 def without(node):
