@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.output import finish, parser
 
-_HELPERS = {"__main__", "cells", "observed", "output", "real_run"}
+_HELPERS = {"__main__", "cells", "observed", "output", "real_run", "simulators"}
 
 
 def found() -> dict[str, str]:

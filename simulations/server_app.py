@@ -41,7 +41,9 @@ def packing(grid: Grid, context: Context) -> Grid:
     federation = config.federation
     cohort = federation.clients if federation.cohort == "all" else federation.cohort_size
     carriers = max(1, (os.cpu_count() or 1) // config.train.threads)
-    return CohortGrid(grid, len(nodes), lanes=effective_lanes(federation.lanes, cohort), carriers=carriers)
+    lanes = effective_lanes(federation.lanes, cohort)
+    logger.info("%d devices share messages, at most %d of them a batch", len(nodes), lanes)
+    return CohortGrid(grid, len(nodes), lanes=lanes, carriers=carriers)
 
 
 def understands(grid: Grid, node: int) -> bool:

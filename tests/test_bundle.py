@@ -75,7 +75,7 @@ def test_no_secret_and_no_other_folder_travels(bundle):
     assert not set(DECOYS) & set(files)
     assert not [name for name, data in files.items() if SECRET.encode() in data]
     tops = {name.split("/")[0] for name in files}
-    assert not tops & {"tests", "deploy", "simulations", "benchmarks", "docs", "runs"}
+    assert not tops & {"tests", "deploy", "benchmarks", "docs", "runs"}
 
 
 def test_without_the_list_the_secrets_would_travel(app, tmp_path):
@@ -109,12 +109,12 @@ def test_both_apps_load_from_the_bundle_alone(bundle, tmp_path):
         "import sys, json\n"
         f"root = {str(tmp_path)!r}\n"
         "sys.path.insert(0, root)\n"
-        "from client.client_app import app as client\n"
-        "from coordinator.server_app import app as server\n"
+        "from simulations.client_app import app as client\n"
+        "from simulations.server_app import app as server\n"
         "from flwr.clientapp import ClientApp\n"
         "from flwr.serverapp import ServerApp\n"
         "assert isinstance(client, ClientApp) and isinstance(server, ServerApp)\n"
-        f"ours = {PACKAGES!r} + ('simulations', 'deploy', 'benchmarks', 'tests')\n"
+        f"ours = {PACKAGES!r} + ('deploy', 'benchmarks', 'tests')\n"
         "loaded = {n: m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ours and m.__file__}\n"
         "print(json.dumps(loaded))\n"
     )

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("umbel", "mllm", "privacy", "strategies", "client", "coordinator")
+PACKAGES = ("umbel", "mllm", "privacy", "strategies", "client", "coordinator", "simulations")
 """What travels to the sites, and nothing else."""
 
 
@@ -17,7 +17,7 @@ def tracked() -> list[str]:
     found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if found.returncode == 0:
         return sorted(name for name in found.stdout.split("\0") if name and (ROOT / name).is_file())
-    top = [ROOT / name for name in (*PACKAGES, "simulations", "deploy", "tests", "benchmarks", "docs")]
+    top = [ROOT / name for name in (*PACKAGES, "deploy", "tests", "benchmarks", "docs")]
     files = [path for folder in top for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     files += [path for path in ROOT.iterdir() if path.is_file()]
     return sorted(path.relative_to(ROOT).as_posix() for path in files)
