@@ -34,8 +34,8 @@ class FleetSection(Section):
 
     name: str = "hospitals"
     """phones, edge-gpus, hospitals or mixed."""
-    step_seconds: float = Field(default=0.172, gt=0, alias="step-seconds", allow_inf_nan=False)
-    """Seconds of a training step on the median phone (FLHetBench: 172 ms for a ResNet)."""
+    step_seconds: float = Field(default=0.172, ge=0, alias="step-seconds", allow_inf_nan=False)
+    """Seconds of a step on the median phone (FLHetBench: 172 ms for a ResNet); 0 takes one of this model, here."""
     deadline: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds after which a round no longer waits; 0 waits for everybody."""
     over_selection: float = Field(default=1.0, ge=1, alias="over-selection", allow_inf_nan=False)
@@ -124,13 +124,13 @@ class Scenario:
             blind=f.blind,
         )
 
-    def world(self) -> World:
-        """The fleet on a new virtual clock."""
+    def world(self, step_seconds: float) -> World:
+        """The fleet on a new virtual clock, where a step of the median phone takes ``step_seconds``."""
         from simulations.devices import draw_fleet
 
         config, fleet_, faults = self.config, self.fleet, self.faults
         rules = WorldRules(
-            step_seconds=fleet_.step_seconds,
+            step_seconds=step_seconds,
             steps=config.train.amount,
             deadline=fleet_.deadline,
             over_selection=fleet_.over_selection,

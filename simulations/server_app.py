@@ -19,6 +19,7 @@ from umbel.errors import UmbelError
 logger = logging.getLogger("flwr.umbel")
 app = ServerApp()
 _PATIENCE = 120.0
+_CONNECT = 10.0
 
 
 @app.main()
@@ -35,7 +36,7 @@ def packing(grid: Grid, context: Context) -> Grid:
         config = RunConfig.from_flat(context.run_config)
     except UmbelError:
         return grid  # the coordinator says what is wrong
-    nodes = sorted(grid.get_node_ids())
+    nodes = connected(grid, config.federation.clients)
     if len(nodes) != config.federation.clients or not understands(grid, nodes[0]):
         return grid
     federation = config.federation
@@ -44,6 +45,14 @@ def packing(grid: Grid, context: Context) -> Grid:
     lanes = effective_lanes(federation.lanes, cohort)
     logger.info("%d devices share messages, at most %d of them a batch", len(nodes), lanes)
     return CohortGrid(grid, len(nodes), lanes=lanes, carriers=carriers)
+
+
+def connected(grid: Grid, expected: int) -> list[int]:
+    """The nodes, as soon as there are as many as expected, or after a few seconds."""
+    deadline = time.monotonic() + _CONNECT
+    while len(list(grid.get_node_ids())) < expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return sorted(grid.get_node_ids())
 
 
 def understands(grid: Grid, node: int) -> bool:

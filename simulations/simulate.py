@@ -6,6 +6,7 @@ import json
 import resource
 import secrets
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from coordinator.run_folder import RunFolder
+from coordinator.run_folder import RunFolder, read_config, resumable
 from coordinator.server_app import run as run_federation
 from coordinator.supported import check_privacy, check_supported
 from coordinator.tracking import read_metrics
@@ -22,15 +23,18 @@ from mllm.warm import warm_task
 from simulations.clients import STOCK, ClientSource
 from simulations.clock import VirtualRound
 from simulations.cluster import RayNode, check_address, local_node, ray_session
+from simulations.cost import measured_step
 from simulations.faults import FaultyClient
 from simulations.ray_grid import RayGrid
 from simulations.scenario import Scenario
 from simulations.sizing import ActorPlan, plan_actors
 from simulations.world import World
 from strategies.planner import plan as plan_strategy
+from umbel.cli.options import flatten
 from umbel.config import RunConfig
 from umbel.errors import ConfigError, DataError, UmbelError
 from umbel.files import write_atomic
+from umbel.paths import runs_root
 
 REPORT = "simulation.json"
 SCENARIO = "scenario.toml"
@@ -118,8 +122,10 @@ def simulate(scenario: Scenario, *, address: str | None = None, watch: Watch | N
 def _run(scenario: Scenario, plan: ActorPlan, folder: RunFolder, watch: Watch | None) -> None:
     config = scenario.config
     started = time.perf_counter()
-    world = scenario.world()
-    _settle(scenario, folder, world)
+    cost = _settle(scenario, folder)
+    world = scenario.world(cost)
+    if folder.resumed:
+        _take_up(folder, world)
     client: ClientSource = FaultyClient(scenario.fault_plan) if scenario.fault_plan.any else STOCK
     with RayGrid(
         config.federation.clients,
@@ -143,26 +149,56 @@ def _run(scenario: Scenario, plan: ActorPlan, folder: RunFolder, watch: Watch | 
         save()
 
 
-def _settle(scenario: Scenario, folder: RunFolder, world: World) -> None:
-    """Leaves the scenario beside the run's options, or takes up its clock where a resumed run stopped.
+def _settle(scenario: Scenario, folder: RunFolder) -> float:
+    """Leaves the scenario beside the run's options and returns what a step costs, measured at most once a run.
 
     Raises:
-        ConfigError: the run was started with another fleet or other faults.
+        ConfigError: the run that is resumed was started with another fleet or other faults.
     """
-    path, own = folder.path / SCENARIO, tomli_w.dumps({"name": scenario.name, **scenario.behaviour()})
+    path = folder.path / SCENARIO
     if not folder.resumed:
-        write_atomic(path, own.encode())
-        return
-    if not path.is_file() or path.read_text(encoding="utf-8") != own:
+        cost = scenario.fleet.step_seconds or measured_step(scenario.config)
+        own = {"name": scenario.name, "step-seconds": cost, **scenario.behaviour()}
+        write_atomic(path, tomli_w.dumps(own).encode())
+        return cost
+    saved = read_scenario(folder.path)
+    behaviour = scenario.behaviour()
+    if any(saved.get(key) != value for key, value in behaviour.items()):
         raise ConfigError(
-            f"Run {folder.id!r} was started with another fleet or other faults ({path}): resume it with "
-            "the same or choose another run.id."
+            f"Run {folder.id!r} was started with another fleet or other faults ({path}): resume it with the same or "
+            "choose another run.id."
         )
+    return float(saved["step-seconds"])
+
+
+def _take_up(folder: RunFolder, world: World) -> None:
+    """Sets the clock to where the rounds that are finished ended."""
     done = len(read_metrics(folder.metrics).rounds)
-    report = read_report(folder.path)
-    rounds = report.get("virtual", {}).get("rounds", [])
+    rounds = read_report(folder.path).get("virtual", {}).get("rounds", [])
     lines = [VirtualRound(**line) for line in rounds if str(line["round"]).isdecimal() and int(line["round"]) <= done]
     world.clock.resume(lines)
+
+
+def read_scenario(folder: Path) -> dict[str, Any]:
+    """``scenario.toml`` of a run; empty when there is none or it cannot be read."""
+    try:
+        return tomllib.loads((folder / SCENARIO).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}
+
+
+def settled_options(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the run that ``run.id`` names, where it can be resumed: nobody needs to repeat them."""
+    name, directory = overrides.get("run.id", "auto"), overrides.get("run.directory", "runs")
+    if not isinstance(name, str) or not isinstance(directory, str) or name == "auto":
+        return {}
+    folder = runs_root(directory) / name
+    if not resumable(folder):
+        return {}
+    saved = read_config(folder).to_flat()
+    options: dict[str, Any] = {key: value for key, value in saved.items() if key not in ("run.id", "run.directory")}
+    known = read_scenario(folder)
+    return options | flatten({key: known.get(key, {}) for key in ("fleet", "faults")})
 
 
 def _save(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from umbel.cli.console import err, out
+from umbel.cli.console import err, out, say
 
 if TYPE_CHECKING:
     from simulations.ray_grid import RayGrid
@@ -42,13 +44,14 @@ def simulate(
 ) -> None:
     """Run a scenario on virtual devices; with run.id of an unfinished run, resume it. Results: runs/<id>/."""
     from simulations.scenario import load_scenario, scenarios
-    from simulations.simulate import check, named, time_stamp
+    from simulations.simulate import check, named, settled_options, time_stamp
     from umbel.cli.options import parse_overrides
 
     if scenario is None:
         _list(list(scenarios()))
         return
-    runs = load_scenario(scenario, parse_overrides(options or []))
+    given = parse_overrides(options or [])
+    runs = load_scenario(scenario, settled_options(given) | given)
     stamp = time_stamp()
     runs = [named(run, place, len(runs), stamp) for place, run in enumerate(runs)]
     for run in runs:  # a sweep is refused as a whole, before its first run
@@ -108,19 +111,32 @@ def _show_plan(runs: list[Scenario], layout: ActorPlan) -> None:
 
 
 def _one(run: Scenario, address: str | None, which: str) -> Path:
+    from coordinator.run_folder import discard_unused
     from simulations.simulate import simulate as start
     from umbel.cli.progress import RunProgress
 
     config = run.config
     err.print(f"Simulating {run.name}{which} as run {config.run.id}", markup=False)
-    progress = RunProgress(_metrics(run), config.federation.rounds)
-    with progress:
-        progress.say("starting the devices")
-        with _watching(progress) as watch:
-            folder = start(run, address=address, watch=watch)
-        progress.update()
+    metrics = _metrics(run)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with RunProgress(metrics, config.federation.rounds) as progress:
+            progress.say("starting the devices")
+            with _watching(progress) as watch:
+                folder = start(run, address=address, watch=watch)
+            progress.update()
+    except KeyboardInterrupt:
+        if not discard_unused(metrics.parent):
+            say(f"Stopped: resume it with 'umbel simulate {run.name} -c run.id={config.run.id}'.")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     _print(folder)
     return folder
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _metrics(run: Scenario) -> Path:
@@ -131,23 +147,32 @@ def _metrics(run: Scenario) -> Path:
 
 
 class _Watch:
-    """Shows in a thread of its own what the devices are doing."""
+    """Shows in a thread of its own what the devices are doing; the coordinator's log goes to ``simulate.log``."""
 
     def __init__(self, progress: RunProgress) -> None:
         self._progress = progress
         self._grid: RayGrid | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
+        self._logger = logging.getLogger("flwr")
+        self._handlers = self._logger.handlers
 
     def __call__(self, grid: RayGrid, folder: Path) -> None:
         self._grid = grid
+        handler = logging.FileHandler(folder / "simulate.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._logger.handlers = [handler]
 
     def start(self) -> None:
+        self._logger.handlers = [logging.NullHandler()]
         self._thread.start()
 
     def stop(self) -> None:
         self._over.set()
         self._thread.join()
+        for handler in self._logger.handlers:
+            handler.close()
+        self._logger.handlers = self._handlers
 
     def _look(self) -> None:
         while not self._over.wait(_LOOK):
