@@ -1,10 +1,13 @@
 """Later passes of a round: strategies that need a second upload of what was trained once (FedASK's two sketches).
 
 A later pass asks those whose upload counted in the pass before. Where updates are visible, the pass averages whoever
-of them answers, and ``federation.minimum`` must be met again. Under secure aggregation it must sum exactly the same
-clients: two sums that differ by one client would show a sketch of that client's own update. A round whose clients
-could not all be kept is then lost, not repeated, for the first sum is known already: nothing changes, and the next
-round trains anew. Every pass is a secure round in a fresh context of its own.
+of them answers, and ``federation.minimum`` must be met again; what the first pass gave (FedASK's basis) still comes
+from all, so that the average of fewer is exact only where that basis holds everybody's factors.
+
+Under secure aggregation a later pass must sum exactly the same clients: two sums that differ by one client would show
+a sketch of that client's own update. A round whose clients could not all be kept is then lost, not repeated, for the
+first sum is known already: nothing changes, and the next round trains anew. Every pass is a secure round in a fresh
+context of its own.
 """
 
 from __future__ import annotations

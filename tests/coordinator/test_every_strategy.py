@@ -73,6 +73,16 @@ def test_every_linear_method_runs_under_secure_aggregation(flat, name):
     assert one == pytest.approx(other, abs=2e-3)
 
 
+@pytest.mark.parametrize("name", ["fedex-lora", "flexlora"])
+def test_visible_noised_factors_are_merged_too(flat, name):
+    """Example-level noise lies in the steps; the server's algebra, side terms included, is post-processing."""
+    private = {"privacy__unit": "example", "privacy__delta": 1e-2, "privacy__epsilon": 30.0}
+    path = run_in_memory(flat(strategy__name=name, **private))
+    assert [line["survivors"] for line in lines(path)] == [4, 4]
+    assert 0 < lines(path)[1]["privacy"]["epsilon"] <= 30.0
+    loads(path, flat)
+
+
 @pytest.mark.parametrize("name", sorted(n for n, cls in STRATEGIES.items() if not cls.facts.linear))
 def test_the_others_are_refused_there(flat, name):
     from umbel.errors import StrategyError

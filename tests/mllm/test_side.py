@@ -22,7 +22,9 @@ def saved(tmp_path_factory):
 
 def tune(path, quantization="none", **options):
     base = load_base(str(path), quantization)
-    return attach_lora(base, LoraConfig(**({"rank": 3, "alpha": 6.0, "targets": "language,projector"} | options)), seed=0)
+    return attach_lora(
+        base, LoraConfig(**({"rank": 3, "alpha": 6.0, "targets": "language,projector"} | options)), seed=0
+    )
 
 
 def random_state(tuned, seed=0, rank=2, scale=0.2):

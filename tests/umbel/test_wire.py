@@ -70,3 +70,27 @@ def test_an_array_whose_bytes_lie_about_their_shape_is_refused():
         wire.unpack_train_reply(
             _with(Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=stream.getvalue()))
         )
+
+
+def test_passes_and_extras_round_trip_and_bind_a_secure_round_to_all_that_was_sent():
+    vector = np.arange(5, dtype=np.float32)
+    extras = {"b": np.ones((2, 3), np.float32), "a": np.full(2, 7, np.float32)}
+    order = wire.TrainOrder(3, "h", np.zeros(0, np.float32), extras=extras, pass_number=2)
+    again = wire.unpack_train_order(wire.pack_train_order(order))
+    assert again.pass_number == 2
+    assert again.adapter.size == 0
+    assert {name: array.tolist() for name, array in again.extras.items()} == {k: v.tolist() for k, v in extras.items()}
+    np.testing.assert_array_equal(again.bound, order.bound)
+    plain = wire.TrainOrder(3, "h", vector)
+    assert plain.bound is vector
+    others = [
+        wire.TrainOrder(3, "h", vector, extras=extras),
+        wire.TrainOrder(3, "h", vector, extras={**extras, "a": extras["a"] + 1}),
+        wire.TrainOrder(3, "h", vector, extras=extras, pass_number=2),
+        plain,
+    ]
+    assert len({other.bound.tobytes() for other in others}) == len(others)
+    evaluate = wire.EvaluateOrder(1, "h", vector, extras)
+    found = wire.unpack_evaluate_order(wire.pack_evaluate_order(evaluate))
+    assert set(found.extras) == {"a", "b"}
+    np.testing.assert_array_equal(found.adapter, vector)
