@@ -38,7 +38,9 @@ _WAIT = 0.05
 _HELD = 64
 """Replies that may wait here to be pulled before further ones are fetched."""
 _PIECES = 4
-"""Batches that each actor gets on average, so that none idles long at the end."""
+"""Batches that each actor gets at most on average, so that none idles long at the end."""
+_MOMENT = 0.25
+"""Seconds of work that are not worth cutting."""
 
 
 @dataclass
@@ -91,6 +93,7 @@ class RayGrid(Grid):
         self._open: dict[str, Message] = {}
         self._ready: dict[str, list[Message]] = {}
         self._shelf = Shelf()
+        self._pace: dict[str, float] = {}
         self.progress = Progress()
         self._secret = bool(run_config.get("secagg.enabled", False))
         self._fingerprint = secret_fingerprint() if self._secret else ""
@@ -164,7 +167,8 @@ class RayGrid(Grid):
         """Replies that have arrived; waits a moment only while none has."""
         self._send()
         wanted = list(message_ids)
-        if not any(map(self._deliverable, wanted)) and len(self._ready) < max(_HELD, self._lanes):
+        held = len(self._ready) >= max(_HELD, self._lanes) and not (self._world and self._world.due())
+        if not held and not any(map(self._deliverable, wanted)):
             for done in self._pool.step(0.0 if self._ready else _WAIT):
                 self._receive(done)
         found: list[Message] = []
@@ -204,9 +208,10 @@ class RayGrid(Grid):
                 del pending[identifier]
             for done in self._pool.step(_WAIT) if pending else ():
                 self._receive(done)
-                if done.answer is not None and done.answer.fold is not None:
+                ours = all(order.id in pending for order in done.batch.orders)  # not a sum that came too late
+                if ours and done.answer is not None and done.answer.fold is not None:
                     for order in done.batch.orders:
-                        pending.pop(order.id, None)
+                        del pending[order.id]
                     yield done.answer.fold
         if pending:
             self._pool.forget()
@@ -249,9 +254,14 @@ class RayGrid(Grid):
             ordered = sorted(of_kind, key=lambda message: message.metadata.dst_node_id)
             size = self._lanes
             if size == 1 or kind != MessageType.TRAIN:
-                size = max(1, -(-len(ordered) // (self._actors * _PIECES)))
+                size = max(1, -(-len(ordered) // (self._actors * self._pieces(kind, len(ordered)))))
             for start in range(0, len(ordered), size):
                 yield ordered[start : start + size]
+
+    def _pieces(self, kind: str, count: int) -> int:
+        """Batches an actor: one where all its work takes a moment, several where an actor might idle at the end."""
+        seconds = self._pace.get(kind, float("inf")) * count / self._actors
+        return int(min(_PIECES, max(1.0, seconds / _MOMENT)))
 
     def _ask_world(self, messages: Sequence[Message]) -> list[Message]:
         """The messages whose devices will answer; the others' errors are ready at once."""
@@ -283,6 +293,7 @@ class RayGrid(Grid):
                 if message is not None:
                     self._ready[order.id] = [error_reply(message, done.reason)]
             return
+        self._pace[done.batch.orders[0].metadata.message_type] = done.answer.seconds / len(done.batch.orders)
         for node, state in done.answer.states.items():
             self._shelf.put(node, state)
         for order in done.batch.orders:
