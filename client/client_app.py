@@ -7,6 +7,8 @@ secret of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -33,7 +35,7 @@ def open_site(context: Context) -> Site:
     Raises:
         ConfigError: the run's options are wrong, the node has no partition, or its rank is no whole number.
     """
-    config = RunConfig.from_flat(context.run_config)
+    config = _options(tuple((key, value, type(value)) for key, value in context.run_config.items()))
     index, count = context.node_config.get("partition-id"), context.node_config.get("num-partitions")
     if not (isinstance(index, int) and isinstance(count, int)):
         raise ConfigError(
@@ -43,6 +45,12 @@ def open_site(context: Context) -> Site:
     if rank is not None and type(rank) is not int:
         raise ConfigError(f"This node's rank is {rank!r}, expected a whole number: write --node-config 'rank=4'.")
     return LocalSite(config, index, count, ContextStore(context.state), run=str(context.run_id), rank=rank)
+
+
+@lru_cache(maxsize=4)
+def _options(flat: tuple[tuple[str, Any, type], ...]) -> RunConfig:
+    """Validated once for all devices that a simulation's process plays."""
+    return RunConfig.from_flat({key: value for key, value, _ in flat})
 
 
 def make_app(opener: Callable[[Context], Site]) -> ClientApp:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from simulations.clients import ClientSource, ManyClient, answer_all, load_client
-from simulations.orders import Answer, Batch, make_context, make_message
+from simulations.orders import Answer, Batch, adopt_identity, make_context, make_message
 from umbel import __version__
 
 _KEPT_CONTENTS = 4
@@ -59,7 +58,7 @@ class DeviceActor:
     """
 
     def __init__(self, client: ClientSource, run_config: dict[str, Any], nodes: int, lanes: int, secret: bool) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
+        adopt_identity()
         self._run_config = run_config
         self._nodes = nodes
         self._lanes = lanes

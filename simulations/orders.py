@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
     from coordinator.collect.fold import Fold, FoldPlan
@@ -78,6 +79,12 @@ class Answer:
     fold: Fold | None
     states: dict[int, bytes]
     seconds: float
+
+
+def adopt_identity() -> None:
+    """A Message asks its process which run and task it belongs to; in a virtual device's process nobody said so."""
+    if getattr(TaskIdentity, "_run_id", None) is None:
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
 
 
 def make_message(metadata: Metadata, content: RecordDict) -> Message:

@@ -18,7 +18,7 @@ from coordinator.collect.fold import Fold, FoldPlan, bare_broadcast
 from coordinator.courier import read_reply
 from coordinator.population import Participant
 from simulations.clients import Client, answer_all
-from simulations.orders import make_context
+from simulations.orders import adopt_identity, make_context
 from umbel.adapter import AdapterSpec
 from umbel.errors import WireError
 
@@ -91,6 +91,7 @@ def answer_packed(content: RecordDict, context: Context, client: Client) -> Reco
     head = _head(content, "orders")
     lanes, devices, kind = int(head["lanes"]), int(head["devices"]), str(head["kind"])
     contents = [_get(content, f"c{place}") for place in range(1 + max(head["contents"], default=-1))]
+    adopt_identity()
     messages, contexts = [], []
     for node, place in zip(head["nodes"], head["contents"], strict=True):
         made = Message(contents[place], int(node), kind, ttl=head["ttl"], group_id=head["group"])

@@ -19,13 +19,12 @@ from typing import Any
 import ray
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 
 from coordinator.collect.fold import Fold, FoldPlan
 from coordinator.courier import Reply
 from simulations.actor import DeviceActor, Ready, secret_fingerprint
 from simulations.clients import STOCK, ClientSource
-from simulations.orders import Batch, Order, error_reply
+from simulations.orders import Batch, Order, adopt_identity, error_reply
 from simulations.pool import ActorPool, Done
 from simulations.shelf import Shelf
 from simulations.world import Sent, World
@@ -83,8 +82,7 @@ class RayGrid(Grid):
         gpus: float = 0.0,
         world: World | None = None,
     ) -> None:
-        if getattr(TaskIdentity, "_run_id", None) is None:  # a Message asks its process which run it belongs to
-            TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
+        adopt_identity()
         self._nodes = nodes
         self._lanes = max(1, lanes)
         self._actors = actors

@@ -142,7 +142,7 @@ def _run(scenario: Scenario, plan: ActorPlan, folder: RunFolder, watch: Watch | 
         def save() -> None:
             _save(folder.path / REPORT, scenario, plan, grid, world, started, ready)
 
-        world.on_round = save
+        world.on_change = save
         if watch is not None:
             watch(grid, folder.path)
         run_federation(grid, config, folder)

@@ -93,20 +93,25 @@ class World:
         self._leaves: dict[int, int] = {}
         self._due: dict[str, float] = {}
         self.clock = VirtualClock()
-        self.on_round: Callable[[], None] | None = None
-        """Called when a round begins, before its clock runs."""
+        self.on_change: Callable[[], None] | None = None
+        """Called when the clock has run for messages sent together; where rounds overlap, once a round."""
 
     def play(self, sent: Sequence[Sent]) -> dict[str, str]:
         """Lets the clock pass for messages sent together; returns why a message gets no answer, by its id."""
         if not sent or sent[0].kind not in _STAGES or sent[0].group == _OUTSIDE:
             return {}
-        if self.on_round is not None and not self.clock.stands_in(sent[0].group):
-            self.on_round()
+        new = not self.clock.stands_in(sent[0].group)
         current = self.clock.round(sent[0].group)
         current.bytes_down += sum(message.size for message in sent)
-        if sent[0].kind == MessageType.TRAIN:
-            return self._overlap(sent, current) if self._rules.overlapping else self._train(sent, current)
-        return self._stage(sent, current)
+        if sent[0].kind != MessageType.TRAIN:
+            lost = self._stage(sent, current)
+        elif self._rules.overlapping:
+            lost = self._overlap(sent, current)
+        else:
+            lost = self._train(sent, current)
+        if self.on_change is not None and (new or not self._rules.overlapping):
+            self.on_change()
+        return lost
 
     def due(self) -> str | None:
         """The message whose reply comes next on the clock, where rounds overlap; None where they do not."""
