@@ -81,6 +81,11 @@ class Collator:
         self._pixels: dict[ImageSource, Tensor] = {}
         self._answers: dict[tuple[str, bool], list[int]] = {}
 
+    @property
+    def remembers(self) -> bool:
+        """Whether encoded questions and the pixels of images that do not change are kept here."""
+        return self._separable
+
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """A training batch, padded on the right to the longest row.
 

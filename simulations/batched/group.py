@@ -17,6 +17,7 @@ from privacy.clipping.claims import check_batch_norm, claim
 from privacy.clipping.engine import full_precision
 from simulations.batched.books import clipped_sums
 from simulations.batched.chunk import Chunk
+from simulations.batched.collation import KeptCollator
 from simulations.batched.lane import Lane
 from simulations.batched.linear import Slot, laned
 from simulations.batched.optimizer import clip_lanes_, lane_optimizer
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from mllm.lora import TunedModel
     from mllm.tasks.collate import Batch, Collator
     from mllm.tasks.example import Example
+
+_BOOKED = 1 << 27
+"""Most float32 values of per-example gradients that one pass holds (512 MB)."""
 
 
 class LaneGroup:
@@ -46,7 +50,7 @@ class LaneGroup:
     def __init__(
         self,
         tuned: TunedModel,
-        collator: Collator,
+        collator: Collator | KeptCollator,
         config: TrainConfig,
         lanes: Sequence[Lane],
         sites: Sequence[LaneSite],
@@ -63,6 +67,8 @@ class LaneGroup:
         self._clipping_norm = None if private is None else private.clipping_norm
         first = next(iter(tuned.parameters.values()))
         self.state = LaneState(client.spec, client.trainable, [lane.job.client.start for lane in lanes], first.detach())
+        if private is not None:
+            self._rows = min(rows, max(1, _BOOKED // max(self.state.weights.shape[1], 1)))
         self._optimizer = lane_optimizer(self.state.weights, self.state.sizes, config)
         self._slot = Slot()
         self.batched_seconds = 0.0
@@ -208,11 +214,13 @@ class LaneGroup:
     def _probe(self) -> None:
         """Runs one example of up to two lanes without training, so that a surprise comes before any noise is drawn."""
         lanes = [lane for lane in self._lanes[:2] if len(lane.job.examples)]
-        batch = self._collate(lanes, [[lane.job.examples[0]] for lane in lanes]) if lanes else None
-        if batch is not None and batch.size == len(lanes):
-            self._slot.chunk = self._chunk(slice(0, len(lanes)), batch, [1] * len(lanes), None, None)
-            with torch.no_grad():
-                example_losses(self._tuned.model, batch)
+        try:
+            batch = self._collator([lane.job.examples[0] for lane in lanes])
+        except UmbelError:
+            return  # an example that cannot be encoded fails its lane when, and if, it is drawn
+        self._slot.chunk = self._chunk(slice(0, len(lanes)), batch, [1] * len(lanes), None, None)
+        with torch.no_grad():
+            example_losses(self._tuned.model, batch)
 
     def _check_stray(self) -> None:
         stray = next((name for name, p in self._tuned.parameters.items() if p.grad is not None), None)

@@ -41,6 +41,8 @@ class Lane:
         self._microbatch = config.microbatch if job.private is None else job.private.microbatch
         self._batches = self._iterate()
         self._seen, self._total = 0, 0.0
+        if self.steps == 0:
+            self.draw()  # for its refusal of a job without examples
 
     def _iterate(self) -> Iterator[Indices]:
         if self.job.private is not None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.trainer import Trainer
+from simulations.batched.collation import kept_collator
 from simulations.batched.fit import lane_sites, why_not
 from simulations.batched.group import LaneGroup, local_vectors
 from simulations.batched.job import LaneJob, LaneOutcome, LaneResult
 from simulations.batched.lane import Lane, order_lanes
 from simulations.batched.owners import UnmappedRows
 from umbel.config import TrainConfig
-from umbel.errors import ConfigError, ModelError, UmbelError
+from umbel.errors import ConfigError, UmbelError
 from umbel.side import SideTerm
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from mllm.tasks.collate import Collator
 
 
-_ROWS = 256
+_SIZES = ((20_000_000, 256), (200_000_000, 64))
 _EXACT = ("auto", "bookkeeping")
 
 
@@ -57,9 +58,10 @@ class LaneTrainer:
             raise ConfigError(f"{lanes} lanes of {rows} rows were asked for: expected at least 1 lane and 0 rows.")
         self._tuned = tuned
         self._collator = collator
+        self._kept = kept_collator(collator)
         self._config = config
         self._lanes = lanes
-        self._most = rows or _ROWS
+        self._most = rows or default_rows(sum(p.numel() for p in tuned.base.model.parameters()))
         self.batched_seconds = 0.0
         """Seconds spent in joint forward and backward passes so far."""
 
@@ -80,12 +82,11 @@ class LaneTrainer:
                 continue
             try:
                 found = self._together([jobs[i] for i in positions])
-            except UnmappedRows as error:
-                if jobs[positions[0]].private is None or not error.late:
+            except UmbelError as error:
+                # Without privacy training may be repeated; with it samples and noise have been drawn.
+                if jobs[positions[0]].private is None or (isinstance(error, UnmappedRows) and not error.late):
                     alone += [(i, str(error)) for i in positions]
                     continue
-                found = [ModelError(f"{error} Train one lane at a time.")] * len(positions)
-            except UmbelError as error:
                 found = [error] * len(positions)
             for i, outcome in zip(positions, found, strict=True):
                 outcomes[i] = outcome
@@ -113,7 +114,7 @@ class LaneTrainer:
         lanes = [Lane(job, self._config) for job in jobs]
         tuned = self._tuned.at_rank(jobs[0].client.spec.lora.rank)
         tuned.load(jobs[0].client.start, jobs[0].side)  # for its side terms and its scale
-        group = LaneGroup(tuned, self._collator, self._config, lanes, lane_sites(tuned), self._most)
+        group = LaneGroup(tuned, self._kept, self._config, lanes, lane_sites(tuned), self._most)
         try:
             group.run()
         finally:
@@ -141,6 +142,15 @@ class LaneTrainer:
         except UmbelError as error:
             return error
         return LaneResult(result, tuned.vector(), time.perf_counter() - started, reason)
+
+
+def default_rows(parameters: int) -> int:
+    """Examples in one joint pass when nobody says: what is still faster together on one core, and fits its memory.
+
+    Args:
+        parameters: of the base; 4-bit weights count as half.
+    """
+    return next((rows for below, rows in _SIZES if parameters < below), 16)
 
 
 def _digest(side: Mapping[str, SideTerm]) -> bytes:

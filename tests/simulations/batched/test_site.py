@@ -116,10 +116,17 @@ def test_a_device_without_budget_is_refused_before_training_and_others_go_on(fla
 
 def test_a_private_client_update_is_noised_and_booked(flat):
     config = RunConfig.from_flat(
-        flat(privacy__unit="client", privacy__place="update", privacy__sampler="full", privacy__delta=1e-2)
+        flat(
+            privacy__unit="client",
+            privacy__place="update",
+            privacy__sampler="full",
+            privacy__relation="replace-one",
+            privacy__delta=1e-2,
+        )
     )
     order, sites = order_of(config), sites_of(config)
     first = train_sites(sites, [order] * 4, config)
+    assert all(isinstance(reply, TrainReply) for reply in first), first
     assert [site.ledger().events for site in sites] == [1] * 4
     fresh = [LocalSite(config, i, 4, MemoryStore(), run="b") for i in range(4)]
     other = train_sites(fresh, [order] * 4, config)
@@ -169,8 +176,9 @@ class LanesGrid(MemoryGrid):
     "changes",
     [
         {},
-        {"secagg__enabled": True, "strategy__name": "ffa-lora", "privacy__unit": "none"},
-        {"strategy__regulariser": "scaffold", "secagg__enabled": True},
+        # A narrow clip makes fine steps: the rounding of secure aggregation is random in every run.
+        {"secagg__enabled": True, "secagg__clip": 0.5, "strategy__name": "ffa-lora"},
+        {"strategy__regulariser": "scaffold"},
     ],
 )
 def test_a_whole_run_in_lanes_gives_the_adapter_of_a_run_one_by_one(flat, changes, counted):
@@ -189,4 +197,4 @@ def test_a_whole_run_in_lanes_gives_the_adapter_of_a_run_one_by_one(flat, change
     assert counted.count(4) == 3  # one call a round
     a, b = (load_file(p / "adapter" / "adapter_model.safetensors") for p in (alone, together))
     for name in a:
-        np.testing.assert_allclose(b[name], a[name], rtol=0, atol=2e-4 * max(np.abs(a[name]).max(), 1e-3))
+        np.testing.assert_allclose(b[name], a[name], rtol=0, atol=1e-5 if config.secagg.enabled else 1e-7)
