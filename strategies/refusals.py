@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from strategies.base import AdapterStrategy
 from strategies.registry import STRATEGIES
+from strategies.robust.robust import RULES
 from umbel.config import RunConfig
 
 PADDABLE = frozenset({"fedit", "ffa-lora", "rolora", "fedsvd", "fedsa-lora"})
@@ -300,5 +301,12 @@ def cautions(config: RunConfig, method: type[AdapterStrategy]) -> Iterator[str]:
         )
     if config.strategy.robust != "none" and config.federation.weights == "examples":
         yield "Robust rules count every client alike, since a corrupt one could claim any weight."
+    if config.strategy.groups and config.strategy.robust != "none":
+        rule, left = RULES[config.strategy.robust](config.strategy.corrupt), config.strategy.groups - 1
+        if left < rule.least(rule.faults(left)):
+            yield (
+                f"{config.strategy.groups} groups are just enough for {rule.name}: a round that loses one of them ends "
+                "the run until it is resumed; raise strategy.groups or lower strategy.corrupt."
+            )
     if config.strategy.groups:
         yield "Whoever runs the coordinator chooses the groups: group sums protect against clients, not against it."

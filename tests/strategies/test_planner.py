@@ -171,6 +171,7 @@ def test_warnings_name_the_amplification_and_nothing_when_all_is_well():
     assert plan_warnings(config(strategy__name="fedsa-lora", evaluate__clients=True)) == ()
     grouped = config(strategy__robust="median", strategy__groups=5, federation__weights="examples")
     assert len(plan_warnings(grouped)) == 2
+    assert "just enough for median" in plan_warnings(config(strategy__robust="median", strategy__groups=3))[0]
     assert "try 64" in plan_warnings(config(strategy__name="fed-sb"))[0]
     assert "products" in plan_warnings(config(strategy__ranks="mixed"))[0]
 
