@@ -197,8 +197,11 @@ def actors(job: Job, count: int) -> Iterator[Mean]:
         def run(number: int) -> Vector:
             order = ray.put(job.order(number))
             parts = [range(start, job.devices, count) for start in range(count)]
-            sums = ray.get([w.run.remote(order, part, job.flat["mb"]) for w, part in zip(workers, parts, strict=True)])
-            return np.asarray(sum(sums) / job.devices, dtype=np.float32)
+            calls = [w.run.remote(order, part, job.flat["mb"]) for w, part in zip(workers, parts, strict=True)]
+            whole = ExactAccumulator(job.spec.size)
+            for part in ray.get(calls):
+                whole.merge(part)
+            return whole.mean()
 
         yield run
 
@@ -291,13 +294,14 @@ def in_flower(job: Job, actors_: int, repeats: int, *, packed: bool) -> tuple[li
     client, server = ClientApp(), ServerApp()
 
     def answer(message: Message, context: Context) -> Message:
-        context.run_config = flat
-        context.node_config["num-partitions"] = devices
+        # This entry to the runtime hands over no options, and lets nobody change them.
+        place = {**context.node_config, "num-partitions": devices}
+        own = Context(context.run_id, context.node_id, place, context.state, flat)
         if kind == "noop":
-            return noop(message, context)
+            return noop(message, own)
         from simulations.client_app import app
 
-        return app(message, context)
+        return app(message, own)
 
     client.train()(answer)
     client.query("cohort")(answer)
