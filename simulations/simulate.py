@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import secrets
 import time
@@ -100,6 +101,8 @@ def simulate(scenario: Scenario, *, address: str | None = None, watch: Watch | N
     """
     check(scenario, address)
     config = scenario.config
+    # Actors count relative folders from wherever their Ray was started: they must mean the same ones as here.
+    os.environ.setdefault("UMBEL_ROOT", str(Path.cwd()))
     if address is None:
         layout(scenario, [local_node()])
     with RunFolder.open(config, config.run.id) as folder:
