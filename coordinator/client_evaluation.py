@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from flwr.app import RecordDict
 
 from coordinator.collect import Broadcast
 from coordinator.courier import Courier
@@ -22,7 +25,7 @@ class ClientEvaluator:
     """Asks clients for counts and adds them up.
 
     For a personal method it is the only evaluation of the whole model: the coordinator holds its shared part alone.
-    The counts are of single clients, so the planner refuses this under secure aggregation and under differential
+    The counts are of single clients, so a run refuses this under secure aggregation and under differential
     privacy, and every site refuses too.
 
     Args:
@@ -44,11 +47,11 @@ class ClientEvaluator:
             members: to ask.
             broadcast: of the state to evaluate; each client is sent the adapter of its rank.
         """
-        orders = []
+        orders: list[tuple[int, Callable[[], RecordDict]]] = []
         for member in members:
             spec, adapter = broadcast.adapter(member.rank)
             order = EvaluateOrder(broadcast.round, spec.hash, adapter, broadcast.extras)
-            orders.append((member.node, lambda order=order: wire.pack_evaluate_order(order)))
+            orders.append((member.node, partial(wire.pack_evaluate_order, order)))
         sums = {"examples": 0.0, "correct": 0.0, "loss": 0.0}
         answered = 0
         group = f"evaluate {broadcast.round}"

@@ -307,6 +307,23 @@ def test_bad_options_and_ranks_are_refused(bench):
         make_strategy("flora").step_individual(spec, [Upload(spec.zeros(), 1.0, 2)], state, 1)
 
 
+@pytest.mark.parametrize("name", ["flora", "fedex-lora"])
+def test_a_side_term_never_outgrows_its_layer_and_stays_exact(bench, name):
+    """Four rounds of five clients at rank 3 would stack to 60 and more; min(out, in) holds them all."""
+    case = bench.case(4, clients=5, shapes=((9, 7), (6, 14)))
+    strategy, state = make_strategy(name), None
+    wanted = [0.0 for _ in case.spec.pairs]
+    for round_number in range(1, 5):
+        new, before, clients = bench.round(strategy, case, state, round_number)
+        for i, pair in enumerate(case.spec.pairs):
+            moved = strategy.side(before.arrays).get(pair.module)
+            wanted[i] = bench.average(case, clients, i) + (0 if moved is None else moved.b.astype(float) @ moved.a)
+            term = strategy.side(new.arrays)[pair.module]
+            assert term.a.shape[0] <= min(pair.b.shape[0], pair.a.shape[1])
+            assert bench.error(bench.weight_of(strategy, case.spec, new, pair), wanted[i]) < 1e-5
+        state = new
+
+
 def test_capped_side_terms_keep_the_best_part(bench):
     case = bench.case(2, clients=4, shapes=((20, 20), (20, 20)))
     strategy = make_strategy("flora", side_rank=5)
