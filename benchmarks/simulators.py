@@ -320,7 +320,8 @@ def in_flower(job: Job, actors_: int, repeats: int, *, packed: bool) -> tuple[li
             inner = CohortGrid(grid, devices, lanes=lanes, carriers=actors_)
         collector = PlainCollector(Courier(inner), timeout=3600.0)
         everybody = job.participants(sorted(inner.get_node_ids()))
-        collector.collect(everybody[: 2 * actors_], job.broadcast(1))  # actors are up and warm
+        # So that all actors are up and warm; packed, a few devices would reach only one of them.
+        collector.collect(everybody if packed else everybody[: 8 * actors_], job.broadcast(1))
         for repeat in range(repeats):
             started = time.perf_counter()
             found = collector.collect(everybody, job.broadcast(2 + repeat))
