@@ -56,7 +56,7 @@ def ray_session(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_mb * _MB}
+        options |= {"address": "local", "num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_mb * _MB}
     else:
         passed = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}

@@ -128,8 +128,8 @@ def test_a_private_client_update_is_noised_and_booked(flat):
     first = train_sites(sites, [order] * 4, config)
     assert all(isinstance(reply, TrainReply) for reply in first), first
     assert [site.ledger().events for site in sites] == [1] * 4
-    fresh = [LocalSite(config, i, 4, MemoryStore(), run="b") for i in range(4)]
-    other = train_sites(fresh, [order] * 4, config)
+    another = config.model_copy(update={"run": config.run.model_copy(update={"id": "another"})})
+    other = train_sites(sites_of(another), [order_of(another)] * 4, another)
     assert not np.array_equal(first[0].update, other[0].update)
 
 
