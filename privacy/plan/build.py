@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from privacy.accounting import LatticeEncoding
+from privacy.plan import remembered
 from privacy.plan.plan import PrivacyPlan
 from privacy.terms import Clipping, Mechanism, Place, Relation, Sampler, Unit
 from umbel.errors import PlanError
@@ -37,7 +38,7 @@ def plan_for(
         return None
     plan = _example(config, examples) if config.privacy.unit == "example" else _client(config, encoding)
     if config.privacy.noise == "calibrate":
-        return plan.calibrated()
+        return remembered.calibrated(plan)
     spent = plan.epsilon()
     if spent > plan.epsilon_budget:
         raise PlanError(

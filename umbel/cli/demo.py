@@ -10,6 +10,14 @@ from umbel.cli.run import execute, plan
 
 app = typer.Typer(add_completion=False)
 
+_SHORTENED = (
+    "evaluate.central=true",
+    "evaluate.limit=500",
+    "evaluate.main=2000",
+    "evaluate.others=750",
+)
+"""What a demonstration adds: the central comparison; and leaves out: evaluation on more questions than a glance needs."""
+
 
 @app.command()
 def demo(
@@ -22,7 +30,7 @@ def demo(
 
     The base model is built first where that has not happened yet.
     """
-    settled = plan(["evaluate.central=true", *(options or [])], None, None, prefix="demo-")
+    settled = plan([*_SHORTENED, *(options or [])], None, None, prefix="demo-")
     if settled.config.model.name == "demo":
         _prepare()
     execute(settled)
