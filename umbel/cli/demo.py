@@ -16,7 +16,7 @@ _SHORTENED = (
     "evaluate.main=2000",
     "evaluate.others=750",
 )
-"""What a demonstration adds: the central comparison; and leaves out: evaluation on more questions than a glance needs."""
+"""What a demonstration adds: the central comparison; and evaluation on no more questions than a glance needs."""
 
 
 @app.command()
