@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from importlib import metadata
 
 from flwr.app import Context
@@ -40,8 +41,17 @@ app = ServerApp()
 _VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes", "torchao", "opacus", "ray", "cryptography")
 
 
+Attach = Callable[[Grid, RunConfig], Grid]
+"""What stands between the run and its grid; it may ask clients, so it is called once all else has been checked."""
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    """See :func:`coordinate`."""
+    coordinate(grid, context)
+
+
+def coordinate(grid: Grid, context: Context, attach: Attach | None = None) -> None:
     """Runs one federation from Flower's run configuration.
 
     Raises:
@@ -56,14 +66,14 @@ def main(grid: Grid, context: Context) -> None:
         raise
     with RunFolder.open(config, context.run_id) as folder:
         try:
-            run(grid, config, folder)
+            run(grid, config, folder, attach)
         except UmbelError as error:
             folder.fail(error)
             logger.error("%s", error)
             raise
 
 
-def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
+def run(grid: Grid, config: RunConfig, folder: RunFolder, attach: Attach | None = None) -> None:
     """Runs or resumes the federation of ``folder`` on any Grid. A finished run is left as it is."""
     if folder.finished:
         logger.info("Run %s is finished: %s", folder.id, folder.path)
@@ -76,6 +86,8 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder) -> None:
     if task.skipped:
         logger.warning("%d lines of the data are left out, first: %s", len(task.skipped), task.skipped[0])
     warm = warm_model(config)
+    if attach is not None:
+        grid = attach(grid, config)
     courier = Courier(grid)
     evaluator = Evaluator(warm, task, config.evaluate)
     spec, initial = warm.tuned.spec, warm.initial

@@ -9,12 +9,11 @@ import time
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from coordinator.server_app import main as coordinate
+from coordinator.server_app import coordinate
 from simulations.cohort_grid import CohortGrid
 from simulations.lanes import effective_lanes
 from simulations.packed import COHORT, pack_orders
 from umbel.config import RunConfig
-from umbel.errors import UmbelError
 
 logger = logging.getLogger("flwr.umbel")
 app = ServerApp()
@@ -25,17 +24,13 @@ _CONNECT = 10.0
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs one federation; see coordinator.server_app."""
-    coordinate(packing(grid, context), context)
+    coordinate(grid, context, packing)
 
 
-def packing(grid: Grid, context: Context) -> Grid:
+def packing(grid: Grid, config: RunConfig) -> Grid:
     """``grid`` with many devices a message where its runtime is the simulation and its ClientApp understands that."""
     if type(grid).__name__ != "InMemoryGrid":
         return grid
-    try:
-        config = RunConfig.from_flat(context.run_config)
-    except UmbelError:
-        return grid  # the coordinator says what is wrong
     nodes = connected(grid, config.federation.clients)
     if len(nodes) != config.federation.clients or not understands(grid, nodes[0]):
         return grid

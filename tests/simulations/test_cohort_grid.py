@@ -150,6 +150,7 @@ def test_a_real_site_refuses_packed_orders(tiny_root):
 
 def test_only_flowers_simulation_is_packed(tiny_root):
     from simulations.server_app import packing
+    from umbel.config import RunConfig
 
     grid = MemoryGrid(answer, 4)
-    assert packing(grid, next(iter(grid.contexts.values()))) is grid
+    assert packing(grid, RunConfig()) is grid
