@@ -75,10 +75,10 @@ class LocalSite(Site):
         self._folder = runs_root(config.run.directory) / self._run / "sites" / self.name
         self._strategy: AdapterStrategy = plan_strategy(config)
         self._rank = client_rank(config, index, rank)
-        # What budget was paid for, and what a strategy keeps here from round to round, must survive a restart;
-        # everything else may live with the run's messages.
+        # What budget was paid for, over whom a round was unmasked, and what a strategy keeps here from round to round
+        # must survive a restart; everything else may live with the run's messages.
         remembers = config.strategy.regulariser == "scaffold" or config.strategy.error_feedback
-        lasting = config.privacy.unit != "none" or self._strategy.facts.personal or remembers
+        lasting = config.privacy.unit != "none" or config.secagg.enabled or self._strategy.facts.personal or remembers
         kept: NodeStore = FileStore(self._folder) if lasting else store
         self._store = SealedStore(kept, derived("site store"), f"{self._run}/{self.name}")
 

@@ -23,6 +23,7 @@ from umbel.wire import MessageType, SecAggStep, read_secure_order
 _STATE = "secagg"
 _ORDER = "secagg-order"
 _SUMMED = "secagg-summed"
+_REVEALED = "secagg-revealed"
 
 
 class SecureRound:
@@ -92,6 +93,12 @@ class SecureRound:
         head = self._store.get(_ORDER)
         return int(json.loads(head)["pass"]) if head is not None else 1
 
+    @property
+    def _run(self) -> str:
+        """The run of the order at hand."""
+        head = self._store.get(_ORDER)
+        return str(json.loads(head)["run"]) if head is not None else ""
+
     def answer(self, stage: MessageType, step: SecAggStep, outcome: RoundOutcome | None) -> SecAggStep:
         """M1 to M4. A refused message changes nothing.
 
@@ -112,6 +119,7 @@ class SecureRound:
             payload = self._confirm(client, step)
         elif stage is MessageType.SECAGG_UNMASK:
             payload = client.unmask(step.payload)
+            self._remember_sum(step.round)
             self._store.delete(_STATE)
             self._store.delete(_ORDER)
             return SecAggStep(step.round, payload)
@@ -126,6 +134,7 @@ class SecureRound:
         """M3. All passes of a round sum the same clients: two sums that differ by one client would show its update."""
         summed = list(Survivors.from_bytes(step.payload, client.context).ids)
         if self.pass_number == 1:
+            self._check_repeated(step.round, client.parameters.minimum, summed)
             payload = client.confirm(step.payload)
             self._store.put(_SUMMED, json.dumps({"round": step.round, "clients": summed}).encode())
             return payload
@@ -136,6 +145,36 @@ class SecureRound:
                 "single clients: the coordinator must leave the round out."
             )
         return client.confirm(step.payload)
+
+    def _check_repeated(self, round_number: int, minimum: int, summed: list[int]) -> None:
+        """A round whose sum may be known already is summed again over the same clients, or over very different ones.
+
+        The same updates go into both sums, so two sums that differ by fewer clients than a cohort must have would
+        show what those few sent.
+        """
+        for known in self._revealed(round_number):
+            apart = set(known).symmetric_difference(summed)
+            if 0 < len(apart) < minimum:
+                raise ProtocolViolation(
+                    f"Round {round_number} was unmasked before over a cohort that differs by {len(apart)} "
+                    f"clients, fewer than the {minimum} that a sum must hide: the coordinator must ask the same "
+                    "clients again, or leave the round out."
+                )
+
+    def _revealed(self, round_number: int) -> list[list[int]]:
+        """The cohorts over which this site helped to unmask this round, oldest first."""
+        found = self._store.get(_REVEALED)
+        body = json.loads(found) if found is not None else {}
+        cohorts: list[list[int]] = body.get("cohorts", [])
+        return cohorts if (body.get("run"), body.get("round")) == (self._run, round_number) else []
+
+    def _remember_sum(self, round_number: int) -> None:
+        """Kept before the shares leave: from then on the sum must be taken as known."""
+        found = self._store.get(_SUMMED)
+        summed = json.loads(found)["clients"] if found is not None else []
+        cohorts = [*self._revealed(round_number), summed]
+        body = {"run": self._run, "round": round_number, "cohorts": cohorts}
+        self._store.put(_REVEALED, json.dumps(body).encode())
 
     def _mask(self, client: SecAggClient, ciphertexts: bytes, outcome: RoundOutcome | None) -> bytes:
         if outcome is None or outcome.update.dtype != np.float32:

@@ -185,3 +185,37 @@ def test_two_replies_to_the_same_model_look_unrelated(flat):
     counts = np.bincount(first, minlength=256)
     chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
     assert chi_square < 255 + 6 * np.sqrt(2 * 255)
+
+
+def test_a_round_that_was_unmasked_is_not_summed_again_over_one_client_less(flat, monkeypatch):
+    """Killed after the sum and before the checkpoint: the same updates in two sums that differ by one client."""
+    from coordinator import federation
+
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def killed(*_):
+        raise Killed
+
+    one = {"federation__rounds": 1, "federation__minimum": CLIENTS - 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(federation, "save_checkpoint", killed)
+        with pytest.raises(Killed):
+            run_in_memory(flat(run__id="r", **one))
+
+    def gone(node, message):
+        return "crash" if node == 3 and message.metadata.message_type == "train" else None
+
+    with pytest.raises(FederationError):
+        run_in_memory(flat(run__id="r", **one), fault=gone)
+    (line,) = rounds(run_in_memory(flat(run__id="r", **one)))
+    assert line["survivors"] == CLIENTS
+
+
+def test_the_same_dropout_is_harmless_in_a_fresh_round(flat):
+    def gone(node, message):
+        return "crash" if node == 3 and message.metadata.message_type == "train" else None
+
+    one = {"federation__rounds": 1, "federation__minimum": CLIENTS - 1}
+    (line,) = rounds(run_in_memory(flat(run__id="f", **one), fault=gone))
+    assert line["survivors"] == CLIENTS - 1
