@@ -8,16 +8,11 @@ a low-rank side term of rank at most (K + 1) r more a round (see :mod:`strategie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from strategies.base import StrategyFacts
-from strategies.individual import Individual, Views
-from strategies.ranks import Local
+from strategies.individual import Individual, Layer
 from strategies.side import grow
-from umbel.adapter import AdapterSpec, LoraPair
-from umbel.side import SideTerm
 
 
 class FedExLora(Individual):
@@ -47,22 +42,12 @@ class FedExLora(Individual):
     def __init__(self, side_rank: int = 0) -> None:
         self.side_rank = side_rank
 
-    def merge(
-        self,
-        spec: AdapterSpec,
-        pair: LoraPair,
-        locals_: Sequence[Local],
-        padded: Sequence[Views],
-        views: Views,
-        side: dict[str, SideTerm],
-        round_number: int,
-    ) -> None:
+    def merge(self, layer: Layer) -> None:
         """Averages the factors and moves the residual into the side term."""
+        pair, views = layer.pair, layer.views
         for name in (pair.a.name, pair.b.name):
-            views[name][...] = sum(
-                local.share * own[name].astype(np.float64) for local, own in zip(locals_, padded, strict=True)
-            )
-        averaged = -spec.lora.scaling * views[pair.b.name].astype(np.float64), views[pair.a.name]
-        if len(locals_) > 1:
-            factors = [local.factors(pair) for local in locals_]
-            side[pair.module] = grow(side.get(pair.module), [*factors, averaged], self.side_rank)
+            views[name][...] = layer.mean(name)
+        averaged = -layer.spec.lora.scaling * views[pair.b.name].astype(np.float64), views[pair.a.name]
+        if len(layer.locals_) > 1:
+            old = layer.side.get(pair.module)
+            layer.side[pair.module] = grow(old, [*layer.factors, averaged], self.side_rank)

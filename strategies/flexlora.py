@@ -8,14 +8,9 @@ alpha/r of each client is inside M and taken out again for each rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from strategies.base import StrategyFacts
-from strategies.individual import Individual, Views
+from strategies.individual import Individual, Layer
 from strategies.lowrank import best_factors
-from strategies.ranks import Local
-from umbel.adapter import AdapterSpec, LoraPair
-from umbel.side import SideTerm
 
 
 class FlexLora(Individual):
@@ -38,18 +33,9 @@ class FlexLora(Individual):
 
     needs = "FlexLoRA multiplies every client's own factors"
 
-    def merge(
-        self,
-        spec: AdapterSpec,
-        pair: LoraPair,
-        locals_: Sequence[Local],
-        padded: Sequence[Views],
-        views: Views,
-        side: dict[str, SideTerm],
-        round_number: int,
-    ) -> None:
+    def merge(self, layer: Layer) -> None:
         """The best factors of the averaged product."""
-        factors = [local.factors(pair) for local in locals_]
+        pair, views = layer.pair, layer.views
         views[pair.b.name][...], views[pair.a.name][...] = best_factors(
-            factors, pair.rank, spec.lora.scaling, views[pair.a.name]
+            layer.factors, pair.rank, layer.spec.lora.scaling, views[pair.a.name]
         )

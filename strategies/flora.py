@@ -9,16 +9,12 @@ base is quantized and read-only, it moves in a side term (see :mod:`strategies.s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
 from strategies.base import StrategyFacts
-from strategies.individual import Individual, Views
-from strategies.ranks import Local
+from strategies.individual import Individual, Layer
 from strategies.side import grow
-from umbel.adapter import AdapterSpec, LoraPair
-from umbel.side import SideTerm
 
 
 class FLora(Individual):
@@ -50,20 +46,12 @@ class FLora(Individual):
         self.side_rank = side_rank
         self.seed = seed
 
-    def merge(
-        self,
-        spec: AdapterSpec,
-        pair: LoraPair,
-        locals_: Sequence[Local],
-        padded: Sequence[Views],
-        views: Views,
-        side: dict[str, SideTerm],
-        round_number: int,
-    ) -> None:
+    def merge(self, layer: Layer) -> None:
         """Adds the stacked products to the side term and renews the factors."""
-        side[pair.module] = grow(side.get(pair.module), [local.factors(pair) for local in locals_], self.side_rank)
+        pair, views, side = layer.pair, layer.views, layer.side
+        side[pair.module] = grow(side.get(pair.module), layer.factors, self.side_rank)
         digest = int.from_bytes(hashlib.sha256(pair.module.encode()).digest()[:8], "big")
-        generator = np.random.default_rng([self.seed, round_number, digest])
+        generator = np.random.default_rng([self.seed, layer.round_number, digest])
         bound = 1.0 / np.sqrt(pair.a.shape[1])
         views[pair.a.name][...] = generator.uniform(-bound, bound, pair.a.shape)
         views[pair.b.name][...] = 0

@@ -9,16 +9,11 @@ by a client is left out: a client's rank is set by its own resources here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from strategies.base import StrategyFacts
-from strategies.individual import Individual, Views
+from strategies.individual import Individual, Layer
 from strategies.lowrank import frobenius
-from strategies.ranks import Local
-from umbel.adapter import AdapterSpec, LoraPair
-from umbel.side import SideTerm
 
 
 class HetLora(Individual):
@@ -40,19 +35,11 @@ class HetLora(Individual):
 
     needs = "HetLoRA weighs clients by the norm of their own update"
 
-    def merge(
-        self,
-        spec: AdapterSpec,
-        pair: LoraPair,
-        locals_: Sequence[Local],
-        padded: Sequence[Views],
-        views: Views,
-        side: dict[str, SideTerm],
-        round_number: int,
-    ) -> None:
+    def merge(self, layer: Layer) -> None:
         """The sparsity-weighted mean of the padded factors."""
-        shares = np.array([local.share for local in locals_])
-        raw = shares * [frobenius(own[pair.b.name], own[pair.a.name]) for own in padded]
+        pair = layer.pair
+        shares = np.array([local.share for local in layer.locals_])
+        raw = shares * [frobenius(own[pair.b.name], own[pair.a.name]) for own in layer.padded]
         weights = raw / raw.sum() if raw.sum() > 0 else shares
         for name in (pair.a.name, pair.b.name):
-            views[name][...] = sum(w * own[name].astype(np.float64) for w, own in zip(weights, padded, strict=True))
+            layer.views[name][...] = layer.mean(name, weights)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,39 @@ from umbel.errors import StrategyError
 from umbel.side import SideTerm, write_side
 
 Views = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One adapted linear, as the clients returned it and as the server holds it.
+
+    Attributes:
+        spec: the server's.
+        pair: of the server's spec.
+        locals_: the clients' adapters at their own ranks, with their shares.
+        padded: views of the same adapters with zero rows and columns up to the server's rank.
+        views: the global adapter; the layer's old factors are still in it.
+        side: side terms by module; replace the layer's, or leave it.
+        round_number: 1-based.
+    """
+
+    spec: AdapterSpec
+    pair: LoraPair
+    locals_: Sequence[Local]
+    padded: Sequence[Views]
+    views: Views
+    side: dict[str, SideTerm]
+    round_number: int
+
+    @property
+    def factors(self) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+        """Every client's (share * s * B, A) at its own rank; see ``Local.factors``."""
+        return [local.factors(self.pair) for local in self.locals_]
+
+    def mean(self, name: str, weights: Iterable[float] | None = None) -> npt.NDArray[np.float64]:
+        """The weighted sum of one padded factor over the clients, float64; their shares are the weights if none are."""
+        chosen = [local.share for local in self.locals_] if weights is None else weights
+        return np.asarray(sum(w * own[name].astype(np.float64) for w, own in zip(chosen, self.padded, strict=True)))
 
 
 class Individual(AdapterStrategy):
@@ -55,28 +89,9 @@ class Individual(AdapterStrategy):
         views, side = spec.views(adapter), self.side(state.arrays)
         padded = [local.padded(spec) for local in locals_]
         for pair in spec.pairs:
-            self.merge(spec, pair, locals_, padded, views, side, round_number)
+            self.merge(Layer(spec, pair, locals_, padded, views, side, round_number))
         return StrategyState({**state.arrays, **write_side(side), "adapter": adapter})
 
     @abstractmethod
-    def merge(
-        self,
-        spec: AdapterSpec,
-        pair: LoraPair,
-        locals_: Sequence[Local],
-        padded: Sequence[Views],
-        views: Views,
-        side: dict[str, SideTerm],
-        round_number: int,
-    ) -> None:
-        """Writes one layer's new factors into ``views`` and, where the method keeps one, its new side term.
-
-        Args:
-            spec: the server's.
-            pair: of the server's spec.
-            locals_: the clients' adapters at their own ranks, with their shares.
-            padded: views of the same adapters with zero rows and columns up to the server's rank.
-            views: the global adapter; the layer's old factors are still in it.
-            side: side terms by module; replace the layer's, or leave it.
-            round_number: 1-based.
-        """
+    def merge(self, layer: Layer) -> None:
+        """Writes one layer's new factors into its views and, where the method keeps one, its new side term."""

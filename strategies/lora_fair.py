@@ -9,17 +9,12 @@ minimiser has this closed form, which is what is used here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 from strategies.base import StrategyFacts
-from strategies.individual import Individual, Views
-from strategies.ranks import Local
-from umbel.adapter import AdapterSpec, LoraPair
+from strategies.individual import Individual, Layer
 from umbel.errors import StrategyError
-from umbel.side import SideTerm
 
 
 class LoraFair(Individual):
@@ -48,21 +43,12 @@ class LoraFair(Individual):
             raise StrategyError(f"LoRA-FAIR's penalty {penalty} is not a number of at least 0: use 0.01.")
         self.penalty = penalty
 
-    def merge(
-        self,
-        spec: AdapterSpec,
-        pair: LoraPair,
-        locals_: Sequence[Local],
-        padded: Sequence[Views],
-        views: Views,
-        side: dict[str, SideTerm],
-        round_number: int,
-    ) -> None:
+    def merge(self, layer: Layer) -> None:
         """Averages the factors and corrects B."""
-        own = [(local.share, v) for local, v in zip(locals_, padded, strict=True)]
-        a = np.sum([p * v[pair.a.name].astype(np.float64) for p, v in own], axis=0)
-        b = np.sum([p * v[pair.b.name].astype(np.float64) for p, v in own], axis=0)
+        pair, views = layer.pair, layer.views
+        a, b = layer.mean(pair.a.name), layer.mean(pair.b.name)
         # M A^T, from the factors: [out, r] without the dense M.
+        own = [(local.share, v) for local, v in zip(layer.locals_, layer.padded, strict=True)]
         target = np.sum([p * v[pair.b.name] @ (v[pair.a.name] @ a.T) for p, v in own], axis=0)
         views[pair.a.name][...] = a
         views[pair.b.name][...] = b + correction(target, a, b, self.penalty)

@@ -93,16 +93,9 @@ class PartWeighted(LinearWrapper):
             view /= np.float32(max(share, self.floor))
         return self.inner.step(spec, result, state, round_number)
 
-    def begin(
-        self,
-        spec: AdapterSpec,
-        received: Vector,
-        round_number: int,
-        extras: Arrays | None = None,
-        kept: Arrays | None = None,
-    ) -> ClientRound:
+    def around(self, inner: ClientRound, extras: Arrays, kept: Arrays) -> ClientRound:
         """The inner round, whose upload gets the coordinates."""
-        return _Extended(self, self.inner.begin(spec, received, round_number, extras, kept))
+        return _Extended(self, inner)
 
     def _parts(self, inner: AdapterSpec) -> list[str]:
         return sorted({self.part(t.name) for t in inner})

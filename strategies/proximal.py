@@ -10,7 +10,6 @@ import numpy as np
 from strategies.base import AdapterStrategy, Arrays
 from strategies.client_round import ClientRound, Views, WrappedRound
 from strategies.wrapper import Wrapper
-from umbel.adapter import AdapterSpec, Vector
 from umbel.errors import StrategyError
 
 
@@ -28,16 +27,9 @@ class Proximal(Wrapper):
         super().__init__(inner, "fedprox")
         self.mu = mu
 
-    def begin(
-        self,
-        spec: AdapterSpec,
-        received: Vector,
-        round_number: int,
-        extras: Arrays | None = None,
-        kept: Arrays | None = None,
-    ) -> ClientRound:
+    def around(self, inner: ClientRound, extras: Arrays, kept: Arrays) -> ClientRound:
         """The inner round with the proximal gradient."""
-        return _ProximalRound(self, self.inner.begin(spec, received, round_number, extras, kept))
+        return _ProximalRound(self, inner)
 
 
 class _ProximalRound(WrappedRound):

@@ -9,12 +9,10 @@ x is the received adapter, y_k the trained one, eta the learning rate of plain S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from strategies.base import AdapterStrategy, Arrays, StrategyState, Upload
+from strategies.base import AdapterStrategy, Arrays, StrategyState
 from strategies.client_round import ClientRound, Views, WrappedRound
 from strategies.wrapper import LinearWrapper
 from umbel.adapter import AdapterSpec, Vector
@@ -81,23 +79,9 @@ class Scaffold(LinearWrapper):
         arrays = {**state.arrays, _CONTROL: delta if control is None else control + delta}
         return self.inner.step(spec, mean[:size], StrategyState(arrays), round_number)
 
-    def step_individual(
-        self, spec: AdapterSpec, uploads: Sequence[Upload], state: StrategyState, round_number: int
-    ) -> StrategyState:
-        """The weighted mean, then :meth:`step`."""
-        return AdapterStrategy.step_individual(self, spec, uploads, state, round_number)
-
-    def begin(
-        self,
-        spec: AdapterSpec,
-        received: Vector,
-        round_number: int,
-        extras: Arrays | None = None,
-        kept: Arrays | None = None,
-    ) -> ClientRound:
+    def around(self, inner: ClientRound, extras: Arrays, kept: Arrays) -> ClientRound:
         """The inner round with corrected gradients."""
-        inner = self.inner.begin(spec, received, round_number, extras, kept)
-        return _ScaffoldRound(self, inner, extras or {}, kept or {})
+        return _ScaffoldRound(self, inner, extras, kept)
 
 
 class _ScaffoldRound(WrappedRound):

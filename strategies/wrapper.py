@@ -63,8 +63,13 @@ class Wrapper(AdapterStrategy):
         extras: Arrays | None = None,
         kept: Arrays | None = None,
     ) -> ClientRound:
-        """As ``inner``."""
-        return self.inner.begin(spec, received, round_number, extras, kept)
+        """The inner round, with :meth:`around` it."""
+        inner = self.inner.begin(spec, received, round_number, extras, kept)
+        return self.around(inner, extras or {}, kept or {})
+
+    def around(self, inner: ClientRound, extras: Arrays, kept: Arrays) -> ClientRound:
+        """What this wrapper adds to a client's round; nothing unless it says so."""
+        return inner
 
     def upload(self, spec: AdapterSpec, local: Vector, received: Vector, round_number: int) -> Vector:
         """As ``inner``."""

@@ -48,16 +48,9 @@ class Compressed(LinearWrapper):
             expanded *= np.float32(self.codec.gain(size))
         return self.inner.step(spec, expanded, state, round_number)
 
-    def begin(
-        self,
-        spec: AdapterSpec,
-        received: Vector,
-        round_number: int,
-        extras: Arrays | None = None,
-        kept: Arrays | None = None,
-    ) -> ClientRound:
+    def around(self, inner: ClientRound, extras: Arrays, kept: Arrays) -> ClientRound:
         """The inner round, whose upload is compressed."""
-        return _CompressedRound(self, self.inner.begin(spec, received, round_number, extras, kept), kept or {})
+        return _CompressedRound(self, inner, kept)
 
 
 class _CompressedRound(WrappedRound):

@@ -13,7 +13,7 @@ from strategies.base import AdapterStrategy, Arrays
 from strategies.client_round import ClientRound, WrappedRound
 from strategies.compression.feedback import ErrorFeedback
 from strategies.wrapper import LinearWrapper
-from umbel.adapter import AdapterSpec, Vector
+from umbel.adapter import Vector
 
 
 class Quantized(LinearWrapper):
@@ -26,16 +26,9 @@ class Quantized(LinearWrapper):
     def __init__(self, inner: AdapterStrategy) -> None:
         super().__init__(inner, "quantize-ef")
 
-    def begin(
-        self,
-        spec: AdapterSpec,
-        received: Vector,
-        round_number: int,
-        extras: Arrays | None = None,
-        kept: Arrays | None = None,
-    ) -> ClientRound:
+    def around(self, inner: ClientRound, extras: Arrays, kept: Arrays) -> ClientRound:
         """The inner round with the memory in ``kept``."""
-        return _QuantizedRound(self, self.inner.begin(spec, received, round_number, extras, kept), kept or {})
+        return _QuantizedRound(self, inner, kept)
 
 
 class _QuantizedRound(WrappedRound):
