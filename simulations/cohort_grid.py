@@ -8,7 +8,6 @@ nothing else. Groups are those of RayGrid, so the same seed gives the same adapt
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from coordinator.collect.fold import Fold, FoldPlan
 from coordinator.courier import Reply, read_reply
 from simulations.orders import error_reply
 from simulations.packed import COHORT, pack_orders, read_packed
+from simulations.virtual_grid import VirtualGrid, by_kind, end_of_life
 from umbel.errors import WireError
 from umbel.wire import MessageType, Refusal
 
@@ -26,7 +26,7 @@ _PIECES = 2
 _POLL = 0.05
 
 
-class CohortGrid(Grid):
+class CohortGrid(VirtualGrid):
     """A grid of ``devices`` virtual devices, node ids 1 to ``devices``, behind the first nodes of ``inner``.
 
     Args:
@@ -36,12 +36,13 @@ class CohortGrid(Grid):
         carriers: how many messages are under way at a time; as many as the runtime works on at once.
     """
 
+    _pause = _POLL
+
     def __init__(self, inner: Grid, devices: int, *, lanes: int = 1, carriers: int = 1) -> None:
+        super().__init__(devices)
         self._inner = inner
-        self._devices = devices
         self._lanes = max(1, lanes)
         self._carriers = sorted(inner.get_node_ids())[: max(1, carriers)]
-        self._unsent: list[Message] = []
         self._away: dict[str, list[Message]] = {}
         self._ready: dict[str, list[Message]] = {}
         self._states: dict[int, RecordDict] = {}
@@ -55,26 +56,6 @@ class CohortGrid(Grid):
         """The inner grid's run."""
         return self._inner.run
 
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Deprecated by Flower; Message's constructor does the same."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """The devices."""
-        return range(1, self._devices + 1)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Takes messages in; they are packed and sent together at the next pull."""
-        identifiers = []
-        for message in messages:
-            identifier = uuid.uuid4().hex
-            message.metadata.__dict__["_message_id"] = identifier  # as Flower's own grids do; there is no setter
-            self._unsent.append(message)
-            identifiers.append(identifier)
-        return identifiers
-
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies of devices that have arrived."""
         self._send(None)
@@ -82,19 +63,6 @@ class CohortGrid(Grid):
         if not any(identifier in self._ready for identifier in wanted) and self._away:
             self._receive(None)
         return [reply for identifier in wanted for reply in self._ready.pop(identifier, ())]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Pushes, then pulls until all replies are here or ``timeout`` seconds have passed."""
-        waiting = set(self.push_messages(messages))
-        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        replies: list[Message] = []
-        while waiting and time.monotonic() < deadline:
-            found = list(self.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            replies += found
-            if not found:
-                time.sleep(_POLL)
-        return replies
 
     def fold_messages(self, messages: Iterable[Message], plan: FoldPlan, *, timeout: float) -> Iterator[Fold]:
         """See coordinator.collect.fold.FoldingGrid."""
@@ -118,14 +86,11 @@ class CohortGrid(Grid):
             return
         messages, self._unsent = self._unsent, []
         now = time.time()
-        for identifier in [i for i, sent in self._away.items() if _end(sent[0]) < now]:
+        for identifier in [i for i, sent in self._away.items() if end_of_life(sent[0]) < now]:
             del self._away[identifier]  # nobody waits for it any more
-        kinds: dict[str, list[Message]] = {}
-        for message in messages:
-            kinds.setdefault(message.metadata.message_type, []).append(message)
         number = 0
-        for of_kind in kinds.values():
-            for piece in self._cut(sorted(of_kind, key=lambda message: message.metadata.dst_node_id)):
+        for of_kind in by_kind(messages).values():
+            for piece in self._cut(of_kind):
                 records = pack_orders(piece, self._states, devices=self._devices, lanes=self._lanes, plan=plan)
                 carrier = self._carriers[number % len(self._carriers)]
                 number += 1
@@ -174,10 +139,6 @@ class CohortGrid(Grid):
     def _fail(self, sent: Sequence[Message], reason: str) -> None:
         for message in sent:
             self._ready[message.metadata.message_id] = [error_reply(message, reason)]
-
-
-def _end(message: Message) -> float:
-    return float(message.metadata.created_at + message.metadata.ttl)
 
 
 def _without_records(reply: Message) -> Reply:

@@ -7,22 +7,20 @@ of the message, so that any loss, delay or duplicate can be played exactly.
 from __future__ import annotations
 
 import traceback
-import uuid
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Context, Message, RecordDict
+
+from simulations.orders import adopt_identity, error_reply
+from simulations.virtual_grid import VirtualGrid, stamped
 
 ClientFunction = Callable[[Message, Context], Message]
 Fault = Callable[[int, Message], str | None]
 """Given the node's index and its message: None, "lost" (no reply ever), "crash" (an error reply) or "twice"."""
 
-_CRASHED = 8  # Flower's code for a ClientApp that died
 
-
-class MemoryGrid(Grid):
+class MemoryGrid(VirtualGrid):
     """A grid of ``nodes`` virtual nodes that run ``client`` in this process.
 
     Args:
@@ -42,8 +40,8 @@ class MemoryGrid(Grid):
         fault: Fault | None = None,
         delay: Callable[[int, Message], int] | None = None,
     ) -> None:
-        if getattr(TaskIdentity, "_run_id", None) is None:  # a Message asks its process which run it belongs to
-            TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
+        adopt_identity()
+        super().__init__(nodes)
         self._client = client
         self._fault = fault
         self._delay = delay
@@ -63,30 +61,11 @@ class MemoryGrid(Grid):
         self.sent: list[tuple[int, str]] = []
         """Node index and message type of every message pushed."""
 
-    def set_run(self, run: object) -> None:
-        """Does nothing: there is one run."""
-
-    @property
-    def run(self) -> object:  # type: ignore[override]
-        """There is no Flower run behind this grid."""
-        return None
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Deprecated by Flower; Message's constructor does the same."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Node ids, 1 to ``nodes``."""
-        return list(self.contexts)
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Takes messages in; returns their new ids."""
         identifiers = []
-        for message in messages:
-            identifier = uuid.uuid4().hex
-            message.metadata.__dict__["_message_id"] = identifier  # as Flower's own grids do; there is no setter
+        for message in map(stamped, messages):
+            identifier = message.metadata.message_id
             self._waiting[identifier] = message
             if self._delay is not None:
                 self._left[identifier] = self._delay(message.metadata.dst_node_id - 1, message)
@@ -112,11 +91,11 @@ class MemoryGrid(Grid):
         if fault == "lost":
             return []
         if fault == "crash":
-            return [Message(Error(_CRASHED, "the client crashed"), reply_to=message)]
+            return [error_reply(message, "the client crashed")]
         try:
             reply = self._client(message, self.contexts[node])
         except Exception:
-            return [Message(Error(_CRASHED, traceback.format_exc(limit=-3)), reply_to=message)]
+            return [error_reply(message, traceback.format_exc(limit=-3))]
         if fault == "twice":
             self._again.append(reply)
         return [reply]

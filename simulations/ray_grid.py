@@ -9,7 +9,6 @@ result does not depend on the number of actors. Where only a sum is wanted it is
 from __future__ import annotations
 
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from coordinator.collect.fold import Fold, FoldPlan
 from coordinator.courier import Reply
@@ -27,6 +25,7 @@ from simulations.clients import STOCK, ClientSource
 from simulations.orders import Batch, Order, adopt_identity, error_reply
 from simulations.pool import ActorPool, Done
 from simulations.shelf import Shelf
+from simulations.virtual_grid import VirtualGrid, by_kind, end_of_life
 from simulations.world import Sent, World
 from umbel import __version__
 from umbel.errors import FederationError
@@ -51,7 +50,7 @@ class Progress:
     total: int = 0
 
 
-class RayGrid(Grid):
+class RayGrid(VirtualGrid):
     """A grid of ``nodes`` virtual devices, node ids 1 to ``nodes``, on the Ray that this process is connected to.
 
     A context manager: actors end with it. Open a Ray with :func:`simulations.cluster.ray_session` before.
@@ -83,11 +82,10 @@ class RayGrid(Grid):
         world: World | None = None,
     ) -> None:
         adopt_identity()
-        self._nodes = nodes
+        super().__init__(nodes)
         self._lanes = max(1, lanes)
         self._actors = actors
         self._world = world
-        self._unsent: list[Message] = []
         self._open: dict[str, Message] = {}
         self._ready: dict[str, list[Message]] = {}
         self._shelf = Shelf()
@@ -133,34 +131,6 @@ class RayGrid(Grid):
         """Seconds that all actors together have worked."""
         return self._pool.busy_seconds
 
-    def set_run(self, run: object) -> None:
-        """Does nothing: there is one run."""
-
-    @property
-    def run(self) -> object:  # type: ignore[override]
-        """There is no Flower run behind this grid."""
-        return None
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Deprecated by Flower; Message's constructor does the same."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Node ids, 1 to ``nodes``."""
-        return range(1, self._nodes + 1)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Takes messages in; returns their new ids. They are sent together at the next pull."""
-        identifiers = []
-        for message in messages:
-            identifier = uuid.uuid4().hex
-            message.metadata.__dict__["_message_id"] = identifier  # as Flower's own grids do; there is no setter
-            self._unsent.append(message)
-            identifiers.append(identifier)
-        return identifiers
-
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that have arrived; waits a moment only while none has."""
         self._send()
@@ -180,17 +150,6 @@ class RayGrid(Grid):
         """Whether a reply is here and, where rounds overlap, no other device's comes before it on the clock."""
         due = self._world.due() if self._world is not None else None
         return identifier in self._ready and due in (None, identifier)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Pushes, then pulls until all replies are here or ``timeout`` seconds have passed."""
-        waiting = set(self.push_messages(messages))
-        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-        replies: list[Message] = []
-        while waiting and time.monotonic() < deadline:
-            found = list(self.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            replies += found
-        return replies
 
     def fold_messages(self, messages: Iterable[Message], plan: FoldPlan, *, timeout: float) -> Iterator[Fold]:
         """See coordinator.collect.fold.FoldingGrid. A device that is lost counts as a refusal."""
@@ -241,15 +200,11 @@ class RayGrid(Grid):
                 node = message.metadata.dst_node_id
                 orders.append(Order(message.metadata, places[key], self._shelf.get(node)))
                 self._open[message.metadata.message_id] = message
-            self._pool.submit(Batch(orders, contents, fold, expires=max(map(_end, group))))
+            self._pool.submit(Batch(orders, contents, fold, expires=max(map(end_of_life, group))))
 
     def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
         """Groups of one type, in order of node id; train messages in groups of ``lanes``, never across."""
-        kinds: dict[str, list[Message]] = {}
-        for message in messages:
-            kinds.setdefault(message.metadata.message_type, []).append(message)
-        for kind, of_kind in kinds.items():
-            ordered = sorted(of_kind, key=lambda message: message.metadata.dst_node_id)
+        for kind, ordered in by_kind(messages).items():
             size = self._lanes
             if size == 1 or kind != MessageType.TRAIN:
                 size = max(1, -(-len(ordered) // (self._actors * self._pieces(kind, len(ordered)))))
@@ -306,10 +261,10 @@ class RayGrid(Grid):
     def _drop_expired(self) -> None:
         """Forgets messages whose time to live has passed, as Flower does: nobody waits for them any more."""
         now = time.time()
-        for key in [key for key, sent in self._open.items() if _end(sent) < now]:
+        for key in [key for key, sent in self._open.items() if end_of_life(sent) < now]:
             del self._open[key]
             self._forget(key)
-        for key in [key for key, replies in self._ready.items() if _end(replies[0]) < now]:
+        for key in [key for key, replies in self._ready.items() if end_of_life(replies[0]) < now]:
             del self._ready[key]
             self._forget(key)
 
@@ -327,10 +282,6 @@ class RayGrid(Grid):
                 "A machine of the cluster has another machine.key, so its devices' keys would not be known here: give "
                 "all machines the same UMBEL_HOME."
             )
-
-
-def _end(message: Message) -> float:
-    return float(message.metadata.created_at + message.metadata.ttl)
 
 
 def _refused(node: int, message: Message) -> Reply:
