@@ -93,12 +93,6 @@ class SecureRound:
         head = self._store.get(_ORDER)
         return int(json.loads(head)["pass"]) if head is not None else 1
 
-    @property
-    def _run(self) -> str:
-        """The run of the order at hand."""
-        head = self._store.get(_ORDER)
-        return str(json.loads(head)["run"]) if head is not None else ""
-
     def answer(self, stage: MessageType, step: SecAggStep, outcome: RoundOutcome | None) -> SecAggStep:
         """M1 to M4. A refused message changes nothing.
 
@@ -152,7 +146,7 @@ class SecureRound:
         The same updates go into both sums, so two sums that differ by fewer clients than a cohort must have would
         show what those few sent.
         """
-        for known in self._revealed(round_number):
+        for known in self._revealed().get(str(round_number), ()):
             apart = set(known).symmetric_difference(summed)
             if 0 < len(apart) < minimum:
                 raise ProtocolViolation(
@@ -161,20 +155,20 @@ class SecureRound:
                     "clients again, or leave the round out."
                 )
 
-    def _revealed(self, round_number: int) -> list[list[int]]:
-        """The cohorts over which this site helped to unmask this round, oldest first."""
+    def _revealed(self) -> dict[str, list[list[int]]]:
+        """By round, the cohorts over which this site helped to unmask it. The store is one run's, whatever the
+        coordinator calls it."""
         found = self._store.get(_REVEALED)
-        body = json.loads(found) if found is not None else {}
-        cohorts: list[list[int]] = body.get("cohorts", [])
-        return cohorts if (body.get("run"), body.get("round")) == (self._run, round_number) else []
+        known: dict[str, list[list[int]]] = json.loads(found) if found is not None else {}
+        return known
 
     def _remember_sum(self, round_number: int) -> None:
         """Kept before the shares leave: from then on the sum must be taken as known."""
         found = self._store.get(_SUMMED)
         summed = json.loads(found)["clients"] if found is not None else []
-        cohorts = [*self._revealed(round_number), summed]
-        body = {"run": self._run, "round": round_number, "cohorts": cohorts}
-        self._store.put(_REVEALED, json.dumps(body).encode())
+        known = self._revealed()
+        known.setdefault(str(round_number), []).append(summed)
+        self._store.put(_REVEALED, json.dumps(known).encode())
 
     def _mask(self, client: SecAggClient, ciphertexts: bytes, outcome: RoundOutcome | None) -> bytes:
         if outcome is None or outcome.update.dtype != np.float32:

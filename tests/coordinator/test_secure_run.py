@@ -187,9 +187,16 @@ def test_two_replies_to_the_same_model_look_unrelated(flat):
     assert chi_square < 255 + 6 * np.sqrt(2 * 255)
 
 
-def test_a_round_that_was_unmasked_is_not_summed_again_over_one_client_less(flat, monkeypatch):
-    """Killed after the sum and before the checkpoint: the same updates in two sums that differ by one client."""
+@pytest.mark.parametrize("name", [None, "another"])
+def test_a_round_that_was_unmasked_is_not_summed_again_over_one_client_less(flat, monkeypatch, name):
+    """Killed after the sum and before the checkpoint: the same updates in two sums that differ by one client.
+
+    A coordinator that calls the run by another name the second time gains nothing by it.
+    """
     from coordinator import federation
+    from umbel import wire
+
+    order = wire.secure_order
 
     class Killed(BaseException):
         """Stands for SIGKILL."""
@@ -206,8 +213,10 @@ def test_a_round_that_was_unmasked_is_not_summed_again_over_one_client_less(flat
     def gone(node, message):
         return "crash" if node == 3 and message.metadata.message_type == "train" else None
 
-    with pytest.raises(FederationError):
-        run_in_memory(flat(run__id="r", **one), fault=gone)
+    with monkeypatch.context() as patched:
+        patched.setattr(wire, "secure_order", lambda run, *rest: order(name or run, *rest))
+        with pytest.raises(FederationError):
+            run_in_memory(flat(run__id="r", **one), fault=gone)
     (line,) = rounds(run_in_memory(flat(run__id="r", **one)))
     assert line["survivors"] == CLIENTS
 
