@@ -23,6 +23,7 @@ from strategies.base import AdapterStrategy, StrategyState
 from umbel.adapter import AdapterSpec, Vector
 from umbel.config import RunConfig
 from umbel.errors import FederationError
+from umbel.logs import about
 
 logger = logging.getLogger("flwr.umbel")
 
@@ -76,7 +77,8 @@ class Federation:
         """
         state = checkpoint.state
         for number in range(checkpoint.round + 1, self._config.federation.rounds + 1):
-            state = self._round(number, state)
+            with about(round_number=number):
+                state = self._round(number, state)
             save_checkpoint(self._folder.checkpoint, Checkpoint(number, state, self._spec.hash))
         return state
 

@@ -19,7 +19,7 @@ from coordinator.evaluation import Evaluator
 from coordinator.federation import Federation
 from coordinator.population import Participant, discover
 from coordinator.privacy_record import PrivacyRecord
-from coordinator.results import leave_results
+from coordinator.results import describe_results, leave_results
 from coordinator.run_folder import RunFolder
 from coordinator.supported import check_privacy, check_supported
 from coordinator.tracking import Tracker
@@ -30,7 +30,7 @@ from privacy.secagg.agreement import client_plan
 from privacy.secagg.simulated import roster_of
 from strategies.base import AdapterStrategy
 from strategies.planner import plan, plan_warnings, quantizer
-from umbel import __version__
+from umbel import __version__, logs
 from umbel.adapter import AdapterSpec
 from umbel.config import RunConfig
 from umbel.errors import UmbelError
@@ -57,6 +57,7 @@ def coordinate(grid: Grid, context: Context, attach: Attach | None = None) -> No
     Raises:
         UmbelError: anything that ended the run, in one sentence; it also stands in ``error.json`` of the run folder.
     """
+    logs.structured()
     try:
         config = RunConfig.from_flat(context.run_config)
         check_supported(config)
@@ -64,7 +65,7 @@ def coordinate(grid: Grid, context: Context, attach: Attach | None = None) -> No
     except UmbelError as error:
         logger.error("%s", error)
         raise
-    with RunFolder.open(config, context.run_id) as folder:
+    with RunFolder.open(config, context.run_id) as folder, logs.about(run=folder.id):
         try:
             run(grid, config, folder, attach)
         except UmbelError as error:
@@ -109,14 +110,14 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder, attach: Attach | None 
     state = federation.run(checkpoint)
     if config.evaluate.central:
         federation.central(initial)
-    side = strategy.side(state.arrays)
-    leave_results(folder, warm, state.adapter, side)
+    # Before the end line: whoever reads that a run has ended finds its adapter.
+    leave_results(folder, warm, state.adapter, strategy.side(state.arrays))
     tracker.end(
         rounds=config.federation.rounds,
         seconds=time.perf_counter() - started,
         evaluation=federation.everything(config.federation.rounds, state),
     )
-    leave_results(folder, warm, state.adapter, side)
+    describe_results(folder)
     logger.info("Run %s has ended; its results lie in %s", folder.id, folder.path)
 
 
@@ -145,7 +146,8 @@ def _collector(
     central: CentralMechanism | None = None
     collector: Collector
     if config.secagg.enabled:
-        collector = SecureCollector(courier, config, roster_of(p.site for p in population), run=folder.id)
+        roster = roster_of(member.site for member in population)
+        collector = SecureCollector(courier, config, roster, run=folder.id, folder=folder.checkpoint)
     else:
         if promise is not None:
             central = CentralMechanism(promise, config, upload)

@@ -27,6 +27,11 @@ COMMANDS = {
     "strategies": ("umbel.cli.strategies", "Show the federated LoRA methods and what each can do."),
     "privacy": ("umbel.cli.privacy", "Plan a privacy budget, or see what was spent."),
     "audit": ("umbel.cli.audit", "Measure what leaks, beside what is claimed."),
+    "metrics": ("umbel.cli.metrics", "Serve a coordinator's figures for Prometheus."),
+    "preflight": ("umbel.cli.preflight", "Look whether this machine is fit to join a federation."),
+    "bundle": ("umbel.cli.bundle", "Write or check an offline installation, or a bundle without code."),
+    "backup": ("umbel.cli.backup", "Copy ledger, audit log and registry to one archive."),
+    "restore": ("umbel.cli.restore", "Put a backup back; never lowers what was spent."),
     "version": ("umbel.cli.version", "Show the versions of umbel and what it stands on."),
 }
 """Name: module whose ``app`` is the command, and the help line. One line a command."""

@@ -1,0 +1,87 @@
+"""Structured logs: one JSON object a line, with the run and the round that the line is about.
+
+``UMBEL_LOG=json`` switches them on; otherwise logs look as Flower makes them. The ids travel in context variables, so
+that a library's warning in the middle of a round carries them too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TextIO
+
+from umbel.errors import ConfigError
+
+SWITCH = "UMBEL_LOG"
+_run: ContextVar[str] = ContextVar("umbel_run", default="")
+_round: ContextVar[int] = ContextVar("umbel_round", default=0)
+
+
+@contextlib.contextmanager
+def about(*, run: str | None = None, round_number: int | None = None) -> Iterator[None]:
+    """Lines logged inside say which run and round they are about; what is not given stays as it was."""
+    tokens = []
+    if run is not None:
+        tokens.append((_run, _run.set(run)))
+    if round_number is not None:
+        tokens.append((_round, _round.set(round_number)))
+    try:
+        yield
+    finally:
+        for variable, token in reversed(tokens):
+            variable.reset(token)  # type: ignore[arg-type]
+
+
+class JsonLines(logging.Formatter):
+    """``{"time", "level", "logger", "message"}`` and, where known, ``run``, ``round``, ``error``; one line each.
+
+    Line breaks inside a message are escaped by JSON, so that nothing logged can forge a line.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as one line, without its newline."""
+        body: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if _run.get():
+            body["run"] = _run.get()
+        if _round.get():
+            body["round"] = _round.get()
+        if record.exc_info and record.exc_info[1] is not None:
+            body["error"] = "".join(self.formatException(record.exc_info))
+        return json.dumps(body, ensure_ascii=False)
+
+
+def structured(stream: TextIO | None = None, *loggers: str) -> bool:
+    """Makes loggers write JSON lines where ``UMBEL_LOG`` is ``json``; says whether it is. May be called twice.
+
+    Args:
+        stream: where to; standard error by default.
+        loggers: names; by default ``flwr`` (under which umbel's own lie) and ``umbel``.
+
+    Raises:
+        ConfigError: ``UMBEL_LOG`` is neither ``json`` nor ``text`` nor unset.
+    """
+    wanted = os.environ.get(SWITCH, "text") or "text"
+    if wanted not in ("json", "text"):
+        raise ConfigError(f"{SWITCH} is {wanted!r}: set it to json or text.")
+    if wanted == "text":
+        return False
+    for name in loggers or ("flwr", "umbel"):
+        logger = logging.getLogger(name)
+        handler = logging.StreamHandler(stream or sys.stderr)
+        handler.setFormatter(JsonLines())
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+    return True
