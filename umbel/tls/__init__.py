@@ -24,9 +24,9 @@ next call on, without a restart; keys that others may read are refused. Not cove
 revocation ends with its next message.
 """
 
+from umbel.keyfile import read_private
 from umbel.tls.channel import channel_credentials, open_channel, probe, split_address
 from umbel.tls.identity import TlsIdentity, load_identity
-from umbel.tls.keyfile import read_private
 from umbel.tls.peer import Peer, peer_of, read_peer
 from umbel.tls.revocation import RevocationList
 from umbel.tls.server import PeerCheck, server_credentials

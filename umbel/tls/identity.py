@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from umbel.errors import DeployError
-from umbel.tls.keyfile import read_private, read_public
+from umbel.keyfile import read_private, read_public
 from umbel.tls.peer import Peer, describe
 from umbel.tls.revocation import RevocationList
 

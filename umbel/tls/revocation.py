@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 
 from umbel.errors import DeployError
-from umbel.tls.keyfile import MAX_BYTES
+from umbel.keyfile import MAX_BYTES
 
 MAX_CRL_BYTES = 64 * MAX_BYTES
 """4 MiB: about a hundred thousand revoked certificates."""

@@ -1,4 +1,4 @@
-"""Private files: read only if nobody else may read them."""
+"""Files of keys and certificates: bounded reads, and private ones only if nobody else may read them."""
 
 from __future__ import annotations
 
@@ -31,21 +31,30 @@ def read_private(path: Path) -> bytes:
         raise DeployError(
             f"The private key {path} cannot be read ({error.strerror}): give the folder that provisioning wrote."
         ) from None
-    return _bounded(path, data)
+    return _bounded(path, data, MAX_BYTES)
 
 
 def read_public(path: Path) -> bytes:
-    """The content of a small file that anybody may read: a certificate, a public key, a revocation list.
+    """The content of a small file that anybody may read: a certificate, a public key, a signature.
 
     Raises:
         DeployError: the file is missing or larger than 64 KiB.
     """
+    return read_bounded(path, MAX_BYTES)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The content of a file of at most ``limit`` bytes; no more than that is ever read.
+
+    Raises:
+        DeployError: the file is missing or larger.
+    """
     try:
         with path.open("rb") as stream:
-            return _bounded(path, stream.read(MAX_BYTES + 1))
+            return _bounded(path, stream.read(limit + 1), limit)
     except OSError as error:
         raise DeployError(
-            f"{path} cannot be read ({error.strerror}): give the folder that provisioning wrote."
+            f"{path} cannot be read ({error.strerror}): give the file or folder that provisioning wrote."
         ) from None
 
 
@@ -61,7 +70,7 @@ def _require_private(path: Path, status: os.stat_result) -> None:
         )
 
 
-def _bounded(path: Path, data: bytes) -> bytes:
-    if len(data) > MAX_BYTES:
-        raise DeployError(f"{path} is larger than {MAX_BYTES} bytes: it is no key or certificate of ours.")
+def _bounded(path: Path, data: bytes, limit: int) -> bytes:
+    if len(data) > limit:
+        raise DeployError(f"{path} is larger than {limit} bytes: it is not what provisioning wrote.")
     return data
