@@ -64,6 +64,17 @@ class SiteBudget:
         with Ledger.open(self._path) as ledger:
             book(ledger, plan, dataset=self._dataset, run=self._run, round=round_number)
 
+    def reserve_sum(self, plan: PrivacyPlan, round_number: int, once: str) -> None:
+        """Books one sum that this site helps to unmask; the same ``once`` is booked once only.
+
+        Raises:
+            BudgetExceeded, LedgerError: as :meth:`reserve`.
+        """
+        with Ledger.open(self._path) as ledger:
+            ledger.reserve(
+                plan.events(1), dataset=self._dataset, unit=plan.unit, run=self._run, round=round_number, once=once
+            )
+
     def summary(self, delta: float, unit: Unit) -> LedgerSummary:
         """What has been spent of this data set."""
         if not self._path.exists():

@@ -13,9 +13,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.local_site import LocalSite
 from client.site import Site
-from client.store import ContextStore
 from umbel import wire
 from umbel.config import RunConfig
 from umbel.errors import ConfigError, UmbelError
@@ -30,11 +28,22 @@ _STAGES = (
 
 
 def open_site(context: Context) -> Site:
-    """The site behind this node: in process, on the partition that the node's configuration names.
+    """The site behind this node: the agent that its configuration names, or else the partition, in this process.
+
+    With ``agent`` in the node's configuration (``unix:///path``, or ``host:port`` with the folder
+    ``agent-tls`` of certificates) this process only carries messages.
 
     Raises:
-        ConfigError: the run's options are wrong, the node has no partition, or its rank is no whole number.
+        ConfigError: the run's options are wrong, the node has neither an agent nor a partition, or its rank is no
+            whole number.
     """
+    if "agent" in context.node_config:
+        from client.agent.remote_site import remote_site
+
+        return remote_site(context)
+    from client.local_site import LocalSite  # what it stands on takes seconds to import, a courier needs none of it
+    from client.store import ContextStore
+
     config = _options(tuple((key, value, type(value)) for key, value in context.run_config.items()))
     index, count = context.node_config.get("partition-id"), context.node_config.get("num-partitions")
     if not (isinstance(index, int) and isinstance(count, int)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from safetensors.numpy import load, save
 from client.batches import derive_seed
 from client.budget import SiteBudget, example_plan, noised_update, private_steps, update_plan
 from client.held_out import hold_out
+from client.interrupt import paid_for
 from client.outcome import (
     RoundOutcome,
     Trained,
@@ -21,6 +23,7 @@ from client.outcome import (
     recall_outcome,
     recall_trained,
 )
+from client.premises import Premises, SimulatedPremises
 from client.private import PrivateSteps
 from client.resources import client_rank
 from client.round_job import RoundJob
@@ -31,10 +34,10 @@ from client.store import FileStore, NodeStore
 from client.trainer import Trainer, TrainResult, learning_rate
 from mllm.lora import TunedModel
 from mllm.tasks.base import ExampleSet
-from mllm.warm import warm_model, warm_task
+from mllm.warm import warm_model
+from privacy.plan import PrivacyPlan
 from privacy.secagg import FileGuard
-from privacy.secagg.simulated import simulated_identity, simulated_name, simulated_roster
-from privacy.terms import Unit
+from privacy.terms import Mechanism, Unit
 from strategies.base import AdapterStrategy, StrategyState
 from strategies.planner import plan as plan_strategy
 from strategies.planner import quantizer
@@ -42,11 +45,10 @@ from umbel import __version__
 from umbel.adapter import Vector
 from umbel.config import RunConfig
 from umbel.errors import SiteError
-from umbel.machine import derived
-from umbel.paths import runs_root
 from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply
 
 _KEPT = "kept"
+_LAST = "last-round"
 
 
 class LocalSite(Site):
@@ -59,10 +61,19 @@ class LocalSite(Site):
         store: what this device remembers from message to message.
         run: identifies the run, for the ledger.
         rank: LoRA rank that this node's operator set, or None.
+        premises: what the site has of its own; None plays it on this machine.
     """
 
     def __init__(
-        self, config: RunConfig, index: int, count: int, store: NodeStore, *, run: str, rank: int | None = None
+        self,
+        config: RunConfig,
+        index: int,
+        count: int,
+        store: NodeStore,
+        *,
+        run: str,
+        rank: int | None = None,
+        premises: Premises | None = None,
     ) -> None:
         if count != config.federation.clients:
             raise SiteError(
@@ -70,34 +81,32 @@ class LocalSite(Site):
                 "start as many nodes as clients (umbel run does), or set federation.clients."
             )
         self._config = config
-        self._index = index
-        self._run = run if config.run.id == "auto" else config.run.id
-        self._folder = runs_root(config.run.directory) / self._run / "sites" / self.name
+        self._premises = premises or SimulatedPremises(config, index, run if config.run.id == "auto" else config.run.id)
+        self._view, self._run = self._premises.view, self._premises.run
         self._strategy: AdapterStrategy = plan_strategy(config)
         self._rank = client_rank(config, index, rank)
         # What budget was paid for, over whom a round was unmasked, and what a strategy keeps here from round to round
         # must survive a restart; everything else may live with the run's messages.
         remembers = config.strategy.regulariser == "scaffold" or config.strategy.error_feedback
         lasting = config.privacy.unit != "none" or config.secagg.enabled or self._strategy.facts.personal or remembers
-        kept: NodeStore = FileStore(self._folder) if lasting else store
-        self._store = SealedStore(kept, derived("site store"), f"{self._run}/{self.name}")
+        kept: NodeStore = FileStore(self._premises.folder) if lasting or self._premises.lasting else store
+        self._store = SealedStore(kept, self._premises.secret("site store"), f"{self._run}/{self.name}")
 
     @property
     def name(self) -> str:
-        """The device's name: its partition."""
-        return simulated_name(self._index)
+        """The site's name: in simulation its partition."""
+        return self._premises.name
 
     @property
     def _budget(self) -> SiteBudget:
-        dataset = f"{warm_task(self._config).fingerprint[:16]}/{self._config.federation.clients}/{self.name}"
-        return SiteBudget(self._folder / "ledger.sqlite", dataset=dataset, run=self._run)
+        return SiteBudget(self._premises.ledger, dataset=self._premises.dataset(), run=self._run)
 
     def _received(self, spec_hash: str, adapter: Vector, round_number: int) -> tuple[TunedModel, Vector]:
         """This site's model at its own rank, and the adapter that it was sent at that rank.
 
         Under secure aggregation everybody is sent the server's adapter, and a client of lower rank cuts it itself.
         """
-        top = warm_model(self._config).tuned
+        top = warm_model(self._view).tuned
         own = top.at_rank(self._rank)
         if own.spec.hash == spec_hash:
             own.spec.check(adapter)
@@ -113,14 +122,14 @@ class LocalSite(Site):
     def _split(self) -> tuple[ExampleSet, ExampleSet]:
         """The examples to train on, and those held out for evaluation: none unless clients evaluate."""
         config = self._config
-        mine = warm_task(config).client(self._index, config.federation.clients, config.run.seed)
+        mine = self._premises.examples()
         if not config.evaluate.clients:
             return mine, mine.subset(())
         return hold_out(mine, config.evaluate.held_out, derive_seed("held out", config.run.seed, self.name))
 
     def describe(self) -> Description:
         """See Site."""
-        warm = warm_model(self._config)
+        warm = warm_model(self._view)
         return Description(
             site=self.name,
             spec_hash=warm.tuned.at_rank(self._rank).spec.hash,
@@ -133,15 +142,16 @@ class LocalSite(Site):
         """See Site. The same order again gives the same reply, without training or paying again."""
         found = self.prepare(order)
         if isinstance(found, RoundJob):
-            result = Trainer(found.tuned, found.collator, self._config.train).train(
-                found.examples,
-                found.client,
-                seed=found.seed,
-                amount=order.amount,
-                private=found.private,
-                span=found.span,
-                side=found.side,
-            )
+            with paid_for() if found.private is not None else nullcontext():
+                result = Trainer(found.tuned, found.collator, self._view.train).train(
+                    found.examples,
+                    found.client,
+                    seed=found.seed,
+                    amount=order.amount,
+                    private=found.private,
+                    span=found.span,
+                    side=found.side,
+                )
             found = self.conclude(found, result, found.tuned.vector(), found.elapsed)
         return self.reply(order, found)
 
@@ -176,11 +186,11 @@ class LocalSite(Site):
     def _secure(self) -> SecureRound:
         return SecureRound(
             self._config,
-            simulated_identity(self.name),
-            simulated_roster(self._config.federation.clients),
+            self._premises.identity(),
+            self._premises.roster(),
             self._store,
-            derived("secure round"),
-            FileGuard(self._folder / "once"),
+            self._premises.secret("secure round"),
+            FileGuard(self._premises.folder / "once"),
         )
 
     def _job(self, tuned: TunedModel, adapter: Vector, order: TrainOrder, key: str) -> RoundJob:
@@ -191,6 +201,7 @@ class LocalSite(Site):
         settle = None
         plan = example_plan(self._config, len(examples))
         if plan is not None:
+            self._check_planned(plan, order)
             self._budget.reserve(plan, order.round)
             values = sum(spec.by_name[name].size for name in client.trainable)
             owner = f"{self._run}/{self.name}"
@@ -200,10 +211,29 @@ class LocalSite(Site):
         seed = derive_seed("train", self._config.run.seed, self.name, order.round)
         rounds = self._config.federation.rounds
         span = ((order.round - 1) / rounds, order.round / rounds)
-        side, collator = self._strategy.side(order.extras), warm_model(self._config).collator
+        side, collator = self._strategy.side(order.extras), warm_model(self._view).collator
         return RoundJob(
             key, order, client, examples, tuned, collator, seed, span, started, side, private=private, settle=settle
         )
+
+    def _check_planned(self, plan: PrivacyPlan, order: TrainOrder) -> None:
+        """What is booked is what the plan says of a round: nothing in an order may change that.
+
+        Correlated noise is booked once for the whole run, in which each round comes once and in its turn.
+        """
+        if order.amount > 0:
+            raise SiteError(
+                f"An order wants {order.amount} steps instead of train.amount, but the privacy plan pays for "
+                f"{plan.steps_per_round}: leave the amount out."
+            )
+        if plan.mechanism is Mechanism.BANDED:
+            last = int((self._store.get(_LAST) or b"0").decode())
+            if order.round <= last:
+                raise SiteError(
+                    f"Round {order.round} was asked for after round {last}, but correlated noise covers each round "
+                    "once and in its turn: go on with the next round."
+                )
+            self._store.put(_LAST, str(order.round).encode())
 
     def conclude(self, job: RoundJob, result: TrainResult, local: Vector, seconds: float) -> RoundOutcome:
         """What comes of a job that was trained: the upload, clipped and noised where it must be, and kept.
@@ -258,7 +288,7 @@ class LocalSite(Site):
                 f"Pass {number} of round {order.round} was asked for, but this site did not train in that round with a "
                 "strategy of so many passes: the coordinator must begin with the first pass."
             )
-        spec = warm_model(self._config).tuned.at_rank(self._rank).spec
+        spec = warm_model(self._view).tuned.at_rank(self._rank).spec
         update = strategy.upload_pass(spec, trained.local, trained.start, order.round, number, order.extras)
         layout = strategy.pass_spec(spec, order.round, number)
         layout.check(update)
@@ -280,13 +310,13 @@ class LocalSite(Site):
         from strategies.client_round import ClientRound
         from strategies.fedit import FedIT
 
-        warm = warm_model(self._config)
-        spec, examples = warm.tuned.spec, warm_task(self._config).train
+        warm = warm_model(self._view)
+        spec, examples = warm.tuned.spec, self._premises.pool()
         spec.check(order.adapter)
         client = ClientRound(FedIT(), spec, order.adapter, 1)
         # Nobody else trains meanwhile, so the comparison may use every core.
         alone = {"learning_rate": self._config.evaluate.central_rate, "threads": os.cpu_count() or 1}
-        chosen = self._config.train.model_copy(update=alone)
+        chosen = self._view.train.model_copy(update=alone)
         result = Trainer(warm.tuned, warm.collator, chosen).train(
             examples, client, seed=derive_seed("pooled", self._config.run.seed), amount=order.amount
         )
@@ -296,6 +326,11 @@ class LocalSite(Site):
     def secagg(self, stage: MessageType, step: SecAggStep) -> SecAggStep:
         """See Site."""
         secure = self._secure()
+        if stage is MessageType.SECAGG_UNMASK and self._premises.lasting:
+            # In simulation the coordinator's ledger alone has it; a site of its own keeps count for itself.
+            found = secure.sum_plan(step.round)
+            if found is not None:
+                self._budget.reserve_sum(found[0], step.round, found[1])
         return secure.answer(stage, step, recall_outcome(self._store, pass_number=secure.pass_number))
 
     def evaluate(self, order: EvaluateOrder) -> dict[str, float]:
@@ -318,7 +353,9 @@ class LocalSite(Site):
             return {"examples": 0.0, "correct": 0.0, "loss": 0.0}
         start = self._strategy.restore(tuned.spec, adapter, self._kept(), order.round)
         tuned.load(start, self._strategy.side(order.extras))
-        found = evaluate(tuned.model, warm_model(config).collator, held, batch_size=config.evaluate.batch_size, limit=0)
+        found = evaluate(
+            tuned.model, warm_model(self._view).collator, held, batch_size=config.evaluate.batch_size, limit=0
+        )
         right = sum(correct for correct, _ in found.by_type.values())
         return {"examples": float(found.count), "correct": float(right), "loss": found.loss * found.count}
 

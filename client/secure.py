@@ -7,14 +7,18 @@ another process; it is erased with the last message, or when a new attempt begin
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from client.outcome import RoundOutcome
 from client.store import NodeStore
+from privacy.plan import PrivacyPlan
 from privacy.secagg import Identity, OnceGuard, Roster, RoundContext, SecAggClient
-from privacy.secagg.agreement import agree, round_context
+from privacy.secagg.agreement import agree, client_plan, round_context
 from privacy.secagg.messages import Survivors
+from privacy.terms import Sampler
 from umbel.adapter import Vector
 from umbel.config import RunConfig
 from umbel.errors import ProtocolViolation, SecAggError, SiteError
@@ -92,6 +96,21 @@ class SecureRound:
         """Which upload of its round is being summed; 1 when none is."""
         head = self._store.get(_ORDER)
         return int(json.loads(head)["pass"]) if head is not None else 1
+
+    def sum_plan(self, round_number: int) -> tuple[PrivacyPlan, str] | None:
+        """What unmasking this round would release, and a key of this very attempt; None where no noise is in the sum.
+
+        Nothing is claimed for how the coordinator drew the cohort: a site cannot see that.
+
+        Raises:
+            ProtocolViolation: there is no such round to unmask.
+        """
+        body = self._order(round_number)
+        plan = client_plan(self._config, body["cohort"], body["length"])
+        if plan is None:
+            return None
+        alone = replace(plan, sampler=Sampler.FULL, sampling_rate=1.0)
+        return alone, f"{body['run']}/{round_number}/{body['attempt']}"
 
     def answer(self, stage: MessageType, step: SecAggStep, outcome: RoundOutcome | None) -> SecAggStep:
         """M1 to M4. A refused message changes nothing.
@@ -185,12 +204,22 @@ class SecureRound:
         )
 
     def _restore(self, round_number: int) -> SecAggClient:
-        head, blob = self._store.get(_ORDER), self._store.get(_STATE)
-        if head is None or blob is None:
-            raise ProtocolViolation("This site is in no secure round: the coordinator must begin with a train order.")
-        body = json.loads(head)
-        if body["round"] != round_number:
-            raise ProtocolViolation(f"This site is in round {body['round']}, not {round_number}: a message is stale.")
+        body, blob = self._order(round_number), self._store.get(_STATE)
+        if blob is None:
+            raise _no_round()
         parameters = agree(self._config, body["cohort"], body["length"])
         context = RoundContext(body["run"], round_number, body["attempt"], bytes.fromhex(body["broadcast"]))
         return SecAggClient.restore(blob, self._seal_key, self._identity, self._roster, parameters, context, self._once)
+
+    def _order(self, round_number: int) -> dict[str, Any]:
+        head = self._store.get(_ORDER)
+        if head is None:
+            raise _no_round()
+        body: dict[str, Any] = json.loads(head)
+        if body["round"] != round_number:
+            raise ProtocolViolation(f"This site is in round {body['round']}, not {round_number}: a message is stale.")
+        return body
+
+
+def _no_round() -> ProtocolViolation:
+    return ProtocolViolation("This site is in no secure round: the coordinator must begin with a train order.")

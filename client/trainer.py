@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client import interrupt
 from client.batches import shuffled_batches, steps_for
 from client.losses import example_losses
 from strategies.client_round import ClientRound
@@ -155,6 +156,7 @@ class _Step:
         self._done = 0
 
     def __call__(self) -> None:
+        interrupt.check()
         first, last = self._span
         rate = learning_rate(self._config, first + (last - first) * self._done / max(self._steps, 1))
         for group in self._optimizer.param_groups:

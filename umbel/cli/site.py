@@ -1,0 +1,122 @@
+"""``umbel site``: a site's own agent: its policy, its budget, its log."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umbel.cli import site_log, site_review
+from umbel.cli.console import out
+
+app = typer.Typer(help="A site's own agent: its policy, its budget, its log.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(help="The site's folder, with site.toml.")]
+app.add_typer(site_log.app, name="log")
+app.command("review")(site_review.review)
+
+
+@app.callback()
+def _site() -> None:
+    """A site's own agent: its policy, its budget, its log."""
+
+
+@app.command()
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="The site's name, as the federation will know it.")] = "",
+) -> None:
+    """Makes a site's folder: a policy that denies everything but a dry run, and fresh keys."""
+    from client.agent.house import init as make
+
+    house = make(folder, name or folder.expanduser().absolute().name)
+    public = house.identity().public.hex()
+    out.print(f"Site {house.policy.name} in {house.folder}", soft_wrap=True, markup=False)
+    out.print(f"Public key: {public}")
+    out.print("Next: enrol the public key, write down in site.toml what is allowed, then umbel site check.")
+
+
+@app.command()
+def check(
+    folder: Folder,
+    load: Annotated[bool, typer.Option(help="Also load the models and read the data.")] = True,
+) -> None:
+    """Looks at policy, keys, certificates, ledger, log, data and models; fails with the first thing that is wrong."""
+    from client.agent.checks import checks
+
+    for line in checks(folder, load=load):
+        out.print(line, soft_wrap=True, markup=False)
+    out.print("The site is ready.")
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    metrics: Annotated[str, typer.Option(help="host:port for Prometheus; nothing is shown where this is empty.")] = "",
+) -> None:
+    """Runs the agent until SIGTERM or Ctrl-C."""
+    from client.agent.house import House
+    from client.agent.metered import metered
+    from client.agent.server import AgentServer
+
+    house = House.open(folder)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with metered(house, metrics) as wrap, AgentServer(house, wrap=wrap) as server:
+        for address in server.addresses:
+            out.print(f"Listening on {address}", soft_wrap=True, markup=False)
+        out.print(f"Site {house.policy.name} is ready.", soft_wrap=True, markup=False)
+        ended.wait()
+        out.print("Ending.")
+
+
+@app.command()
+def status(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Asks the running agent what it does."""
+    from client.agent.desk import ask_status
+    from client.agent.house import House
+
+    answer = ask_status(House.open(folder))
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    for key, value in answer.items():
+        out.print(f"{key:12} {', '.join(value) if isinstance(value, list) else value}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def ledger(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Shows what each data set has spent over the site's lifetime, and what is left."""
+    from rich.table import Table
+
+    from client.agent.desk import budgets
+    from client.agent.house import House
+
+    rows = budgets(House.open(folder))
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("data", "unit", "epsilon", "budget", "delta", "left", "releases"):
+        table.add_column(name, justify="left" if name in ("data", "unit") else "right")
+    for row in rows:
+        table.add_row(
+            str(row["data"]),
+            str(row["unit"]),
+            f"{row['epsilon']:.4f}",
+            "-" if row["budget"] is None else f"{row['budget']:g}",
+            f"{row['delta']:g}",
+            "-" if row["left"] is None else f"{row['left']:.4f}",
+            str(row["releases"]),
+        )
+    out.print(table)
