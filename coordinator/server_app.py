@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -26,7 +28,9 @@ from coordinator.tracking import Tracker
 from mllm.tasks.base import Task
 from mllm.warm import WarmModel, warm_model, warm_task
 from privacy.plan import PrivacyPlan
+from privacy.secagg import Roster
 from privacy.secagg.agreement import client_plan
+from privacy.secagg.pinned import pinned_roster
 from privacy.secagg.simulated import roster_of
 from strategies.base import AdapterStrategy
 from strategies.planner import plan, plan_warnings, quantizer
@@ -38,6 +42,8 @@ from umbel.errors import UmbelError
 logger = logging.getLogger("flwr.umbel")
 app = ServerApp()
 
+ROSTER = "UMBEL_ROSTER"
+"""Environment variable: the folder with authority.pub, roster.json and roster.sig of a deployed federation."""
 _VERSIONS = ("flwr", "torch", "transformers", "peft", "bitsandbytes", "torchao", "opacus", "ray", "cryptography")
 
 
@@ -146,7 +152,7 @@ def _collector(
     central: CentralMechanism | None = None
     collector: Collector
     if config.secagg.enabled:
-        roster = roster_of(member.site for member in population)
+        roster = _roster(population)
         collector = SecureCollector(courier, config, roster, run=folder.id, folder=folder.checkpoint)
     else:
         if promise is not None:
@@ -172,6 +178,20 @@ def _collector(
         run=folder.id,
         central=central,
     )
+
+
+def _roster(population: Sequence[Participant]) -> Roster:
+    """The roster that provisioning signed, from the folder that ROSTER names; else that of simulated sites.
+
+    It only serves the coordinator to notice a wrong signature early: every site goes by the roster that it pinned.
+
+    Raises:
+        DeployError, SecAggError: the folder holds no roster with its authority's signature.
+    """
+    folder = os.environ.get(ROSTER)
+    if folder:
+        return pinned_roster(Path(folder).expanduser())[0]
+    return roster_of(member.site for member in population)
 
 
 def _facts(config: RunConfig, warm: WarmModel, task: Task, clients: int) -> dict[str, object]:

@@ -26,16 +26,15 @@ _round: ContextVar[int] = ContextVar("umbel_round", default=0)
 @contextlib.contextmanager
 def about(*, run: str | None = None, round_number: int | None = None) -> Iterator[None]:
     """Lines logged inside say which run and round they are about; what is not given stays as it was."""
-    tokens = []
-    if run is not None:
-        tokens.append((_run, _run.set(run)))
-    if round_number is not None:
-        tokens.append((_round, _round.set(round_number)))
+    run_token = None if run is None else _run.set(run)
+    round_token = None if round_number is None else _round.set(round_number)
     try:
         yield
     finally:
-        for variable, token in reversed(tokens):
-            variable.reset(token)  # type: ignore[arg-type]
+        if round_token is not None:
+            _round.reset(round_token)
+        if run_token is not None:
+            _run.reset(run_token)
 
 
 class JsonLines(logging.Formatter):

@@ -93,7 +93,7 @@ def _machine(
 
 def _base(name: str) -> str:
     from deploy.preflight import check_model
-    from mllm.load import resolve
+    from mllm.checkpoint import resolve
 
     return check_model(resolve(name))
 
