@@ -1,0 +1,40 @@
+import pytest
+
+from tests.client.agent.houses import AgentProcess, Authority, enrol, make_house, policy_for
+from tests.federated import make_base, make_folder
+
+
+@pytest.fixture(scope="session")
+def agent_root(tmp_path_factory):
+    """A tiny base and data for sites; a short path, because the path of a socket is bounded."""
+    root = tmp_path_factory.mktemp("s")
+    make_base(root / "base")
+    make_folder(root / "data")
+    return root
+
+
+@pytest.fixture(scope="session")
+def authority():
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def served(agent_root, authority, tmp_path_factory):
+    """One agent in a process of its own, on a socket and on a port: the process and its house."""
+    folder = tmp_path_factory.mktemp("h")
+    authority.issue(folder / "tls", "hospital-a", "agent", server=True)
+    port = free_port()
+    table = policy_for(agent_root, listen={"address": f"localhost:{port}", "tls": "tls"})
+    house = make_house(folder, table)
+    enrol([house])
+    process = AgentProcess(house).wait()
+    yield process, house
+    assert process.stop() == 0, process.output.read_text()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
