@@ -48,7 +48,8 @@ class ComposedConfig(PreTrainedConfig):  # type: ignore[misc]
         vision: Any = self.vision_config
         text: Any = self.text_config
         encoder = encoder_for(vision)
-        language_for(text)
+        encoder.check(vision, self.vision_feature_layer)
+        language_for(text).check(text)
         self.projector = dict(self.projector or {"type": "mlp"})
         kind = projector_for(self.projector)
         self.projector = {"type": kind.name, **kind.options(self.projector)}
@@ -71,4 +72,17 @@ class ComposedConfig(PreTrainedConfig):  # type: ignore[misc]
     @property
     def image_size(self) -> int:
         """Pixels a side that the encoder expects."""
-        return int(self.vision_config.image_size)  # type: ignore[union-attr]
+        return encoder_for(self.vision_config).size(self.vision_config)
+
+    @property
+    def rows_per_image(self) -> tuple[int, ...]:
+        """How many rows an image makes in linear layers of tower and projector (tiles, windows): all that occur."""
+        assert self.projector is not None
+        encoder = encoder_for(self.vision_config)
+        projector = projector_for(self.projector).rows(self.projector, encoder.grid(self.vision_config))
+        return tuple(sorted({*encoder.rows(self.vision_config), *projector}))
+
+    @property
+    def layers_used(self) -> dict[str, int]:
+        """How many layers of each vision tower are used, by its path inside ``vision_tower``."""
+        return encoder_for(self.vision_config).depth(self.vision_config, self.vision_feature_layer)

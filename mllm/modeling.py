@@ -44,12 +44,14 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         text: Any = config.text_config
         assert config.projector is not None
         self._encoder = encoder_for(vision)
-        language = language_for(text)
+        self._language = language = language_for(text)
+        self._image_scale = language.image_scale(text)
         self.vision_tower = self._encoder.tower(vision)
         self.projector = projector_for(config.projector).build(
-            config.projector, self._encoder.grid(vision), self._encoder.width(vision), language.width(text)
+            config.projector, self._encoder.grid(vision), self._encoder.widths(vision), language.width(text)
         )
         self.language_model = language.build(text)
+        self._is_stateful = language.stateful
         self.post_init()
         self.generation_config.eos_token_id = text.eos_token_id
         self.generation_config.pad_token_id = text.pad_token_id
@@ -127,8 +129,10 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             raise ModelError("The model needs either input_ids or inputs_embeds: give exactly one of the two.")
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids, pixel_values, past_key_values)
-        outputs: CausalLMOutputWithPast = self.language_model(
-            inputs_embeds=inputs_embeds,
+        assert inputs_embeds is not None
+        return self._language.run(
+            self.language_model,
+            inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -137,7 +141,6 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        return outputs
 
     def _embed(self, input_ids: torch.Tensor, pixels: torch.Tensor | None, past: Any) -> torch.Tensor:
         embeds: torch.Tensor = self.get_input_embeddings()(input_ids)
@@ -157,7 +160,19 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
                 f"The text holds {found} image placeholders but {features.shape[0]} images give {expected} image "
                 f"tokens: each image needs {features.shape[1]} placeholders, as the processor writes them."
             )
+        if self._image_scale != 1.0:
+            features = features * self._image_scale
         return embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds.dtype))
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        done = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if model_kwargs.get("past_key_values") is not None:
+            own = self._language.cache(self.config.text_config)
+            if own is not None:
+                model_kwargs["past_key_values"] = own
+        return done
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any

@@ -92,7 +92,7 @@ def linear_sites(model: Any) -> list[LinearSite]:
     parts = find_parts(model)
     head = model.get_output_embeddings()
     multihead = tuple(p + "." for p, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
-    last = _layers_used(model)
+    used = _layers_used(model, parts)
     sites = []
     for path, module in model.named_modules():
         part = part_of(path, parts)
@@ -105,8 +105,10 @@ def linear_sites(model: Any) -> list[LinearSite]:
             exempt = "inside torch.nn.MultiheadAttention"
         elif off_the_way(path, parts):
             exempt = "not on the way of image tokens"
-        elif part == "vision" and last is not None and _layer_index(path) >= last:
+        elif part == "vision" and _above(path, used):
             exempt = "above vision_feature_layer"
+        elif path.endswith(".dt_proj"):
+            exempt = "its weight is read directly by Mamba's scan"
         sites.append(LinearSite(path, part, module, exempt))
     return sites
 
@@ -121,15 +123,23 @@ def suffixes(sites: Iterable[LinearSite]) -> list[str]:
     return sorted({site.path.rpartition(".")[2] for site in sites})
 
 
-def _layer_index(path: str) -> int:
-    match = _LAYER.search(path)
-    return int(match.group(1)) if match else -1
+def _above(path: str, used: dict[str, int]) -> bool:
+    """Whether ``path`` lies in a layer of a tower behind the hidden state that is read."""
+    for tower, count in used.items():
+        if path.startswith(tower + "."):
+            match = _LAYER.search(path[len(tower) :])
+            return match is not None and int(match.group(1)) >= count
+    return False
 
 
-def _layers_used(model: Any) -> int | None:
+def _layers_used(model: Any, parts: dict[Part, tuple[str, ...]]) -> dict[str, int]:
+    """How many layers of each vision tower are used, by the tower's path."""
+    composed = getattr(model.config, "layers_used", None)
+    if composed is not None:
+        return {".".join(filter(None, (parts["vision"][0], path))): count for path, count in composed.items()}
     layer = getattr(model.config, "vision_feature_layer", None)
     depth = getattr(getattr(model.config, "vision_config", None), "num_hidden_layers", None)
     if not isinstance(layer, int) or not isinstance(depth, int):
-        return None
+        return {}
     # hidden_states has depth + 1 entries; entry k is the output of layer k - 1.
-    return depth + 1 + layer if layer < 0 else layer
+    return dict.fromkeys(parts["vision"], depth + 1 + layer if layer < 0 else layer)

@@ -108,13 +108,18 @@ def select_examples(
         if bool(_real_images(pixels)[list(chosen)].any()):
             picked.update({key: inputs[key][list(chosen)] for key in images})
         return picked, counts
-    mine = torch.isin(rows.rules[0].layouts[0].owners, torch.tensor(list(chosen), dtype=torch.int64))
+    mine = torch.isin(_leading(rows, pixels).owners, torch.tensor(list(chosen), dtype=torch.int64))
     if bool(mine.any()):
         picked["pixel_values"] = pixels[mine.to(pixels.device)]
         if "image_grid_thw" in images:
             whole = Rows.repeated(list(images_per_example)).owners
             picked["image_grid_thw"] = inputs["image_grid_thw"][torch.isin(whole, torch.tensor(list(chosen)))]
     return picked, counts
+
+
+def _leading(rows: RowMap, pixels: Tensor) -> Rows:
+    """The owners of the rows of ``pixel_values`` themselves."""
+    return next(layout for layout in rows.rules[0].layouts if len(layout) == pixels.shape[0])
 
 
 def one_example(
@@ -160,7 +165,9 @@ def _image_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
             f"The batch has {count} images, counts {list(batch.images)} and placeholders that give {owned}: prepare "
             "text and images together with the model's own processor."
         )
-    return _rules(parts, Rows.repeated(owned))
+    # Tiles and windows of an image lie next to each other, so its rows only come several times.
+    times = getattr(batch.config, "rows_per_image", (1,)) if count else (1,)
+    return _rules(parts, *(Rows.repeated([number * each for number in owned]) for each in times))
 
 
 def _by_tokens(tokens: Sequence[int], count: int) -> list[int]:

@@ -17,10 +17,13 @@ import transformers
 from PIL import Image
 
 from mllm.config import ComposedConfig
-from mllm.encoders.resnet import ResNetConfig
+from mllm.encoders import ENCODERS
 from mllm.hub_processor import without_video
+from mllm.language import LANGUAGES
+from mllm.language.base import sizes
 from mllm.modeling import ComposedForConditionalGeneration
 from mllm.processing import ComposedProcessor
+from mllm.projectors import PROJECTORS
 from mllm.tokenizer import word_tokenizer
 from umbel.errors import ModelError
 
@@ -83,7 +86,7 @@ def tiny_composed(
         language: one of ``mllm.language.LANGUAGES``.
         width: width of both towers, a multiple of 64.
         layers: layers of each tower.
-        image_size: pixels a side, a multiple of 16; an image has (image_size / 8)**2 tokens before the projector.
+        image_size: pixels a side, a multiple of 16; most encoders make (image_size / 8)**2 tokens of an image.
         tie: tie the embeddings to the head.
         seed: of the weights; the global generator is left as it was.
 
@@ -91,10 +94,17 @@ def tiny_composed(
         ModelError: an unknown part.
     """
     tokenizer = word_tokenizer(WORDS)
+    for kind, name, known in (
+        ("encoder", encoder, ENCODERS),
+        ("projector", projector, PROJECTORS),
+        ("language model", language, LANGUAGES),
+    ):
+        if name not in known:
+            raise ModelError(f"There is no tiny {kind} {name!r}: choose one of {', '.join(known)}.")
     config = ComposedConfig(
-        vision_config=_vision(encoder, width, layers, image_size),
-        text_config=_text(language, width, layers, len(tokenizer), tie),
-        projector={"type": projector},
+        vision_config=ENCODERS[encoder].tiny(width, layers, image_size),
+        text_config=LANGUAGES[language].tiny(width, layers, len(tokenizer), tie),
+        projector={"type": projector, **PROJECTORS[projector].tiny()},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )
     model = _seeded(lambda: ComposedForConditionalGeneration(config), seed)
@@ -110,7 +120,7 @@ def tiny_llava(*, seed: int = 0) -> Tiny:
     )
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=_text("llama", 64, 2, len(tokenizer), False),
+        text_config=LANGUAGES["llama"].tiny(64, 2, len(tokenizer), False),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -141,7 +151,7 @@ def tiny_smolvlm(*, seed: int = 0, tiles: bool = False) -> Tiny:
     )
     config = transformers.SmolVLMConfig(
         vision_config=vision,
-        text_config=_text("llama", 64, 2, len(tokenizer), False),
+        text_config=LANGUAGES["llama"].tiny(64, 2, len(tokenizer), False),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
@@ -173,7 +183,7 @@ def tiny_qwen25vl(*, seed: int = 0) -> Tiny:
             "fullatt_block_indexes": [1],
         },
         text_config={
-            **_sizes(64, 2, len(tokenizer)),
+            **sizes(64, 2, len(tokenizer)),
             "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
         },
         vision_start_token_id=start,
@@ -196,48 +206,6 @@ def _seeded(make: Callable[[], Any], seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().eval()
-
-
-def _sizes(width: int, layers: int, vocabulary: int) -> dict[str, Any]:
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-
-
-def _text(language: str, width: int, layers: int, vocabulary: int, tie: bool) -> Any:
-    kinds = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
-    if language not in kinds:
-        raise ModelError(f"There is no tiny language model {language!r}: choose one of {', '.join(kinds)}.")
-    return kinds[language](**_sizes(width, layers, vocabulary), tie_word_embeddings=tie)
-
-
-def _vision(encoder: str, width: int, layers: int, image_size: int) -> Any:
-    if encoder == "resnet":
-        return ResNetConfig(image_size=image_size, channels=[16, 32, width], groups=4)
-    kinds = {
-        "siglip": transformers.SiglipVisionConfig,
-        "clip": transformers.CLIPVisionConfig,
-        "vit": transformers.ViTConfig,
-    }
-    if encoder not in kinds:
-        raise ModelError(f"There is no tiny encoder {encoder!r}: choose one of resnet, {', '.join(kinds)}.")
-    return kinds[encoder](
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        image_size=image_size,
-        patch_size=8,
-    )
 
 
 def _batcher(processor: Any, mark: str, image_size: int, *, nested: bool) -> Callable[..., TinyBatch]:

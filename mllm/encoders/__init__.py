@@ -6,12 +6,33 @@ from typing import Any
 
 from mllm.encoders.base import Encoder
 from mllm.encoders.clip import Clip
+from mllm.encoders.convnext import ConvNext
+from mllm.encoders.dinov2 import Dinov2, Dinov2Registers
+from mllm.encoders.eva import Eva
+from mllm.encoders.pair import Pair
 from mllm.encoders.resnet import ResNet
+from mllm.encoders.s2 import S2
+from mllm.encoders.sam import Sam
 from mllm.encoders.siglip import Siglip
 from mllm.encoders.vit import Vit
 from umbel.errors import ModelError
 
-ENCODERS: dict[str, Encoder] = {encoder.name: encoder for encoder in (ResNet(), Siglip(), Clip(), Vit())}
+ENCODERS: dict[str, Encoder] = {
+    encoder.name: encoder
+    for encoder in (
+        ResNet(),
+        Siglip(),
+        Clip(),
+        Vit(),
+        Dinov2(),
+        Dinov2Registers(),
+        Eva(),
+        ConvNext(),
+        Sam(),
+        S2(),
+        Pair(),
+    )
+}
 
 
 def encoder_for(config: Any) -> Encoder:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mllm.encoders.base import TransformerEncoder
+from typing import Any
+
+from mllm.encoders.base import TransformerEncoder, tiny_vit
 
 
 class Clip(TransformerEncoder):
@@ -11,3 +13,9 @@ class Clip(TransformerEncoder):
     name = "clip"
     model_type = "clip_vision_model"
     extra = 1
+
+    def tiny(self, width: int, layers: int, image_size: int) -> Any:
+        """Four heads, patches of 8 pixels."""
+        from transformers import CLIPVisionConfig
+
+        return tiny_vit(CLIPVisionConfig, width, layers, image_size)

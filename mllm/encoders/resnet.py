@@ -133,6 +133,7 @@ class ResNet(Encoder):
 
     name = "resnet"
     model_type = ResNetConfig.model_type
+    classes = (ResNetConfig, ResNetModel)
 
     def grid(self, config: Any) -> tuple[int, int]:
         """Tokens along each side."""
@@ -143,13 +144,16 @@ class ResNet(Encoder):
         """Channels of the last stage."""
         return int(config.hidden_size)
 
+    def tiny(self, width: int, layers: int, image_size: int) -> Any:
+        """Three stages; the grid is the image over 8."""
+        return ResNetConfig(image_size=image_size, channels=[16, 32, width], groups=4)
+
     def features(self, tower: nn.Module, pixels: torch.Tensor, layer: int) -> torch.Tensor:
         """The last stage's tokens.
 
         Raises:
             ModelError: another layer than -1 was asked for.
         """
-        if layer != -1:
-            raise ModelError(f"vision_feature_layer {layer} does not exist: the resnet encoder offers -1 only.")
+        self.check(tower.config, layer)
         tokens: torch.Tensor = tower(pixel_values=pixels).last_hidden_state
         return tokens

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mllm.encoders.base import TransformerEncoder
+from mllm.encoders.base import TransformerEncoder, tiny_vit
 
 
 class Siglip(TransformerEncoder):
@@ -14,6 +14,12 @@ class Siglip(TransformerEncoder):
 
     name = "siglip"
     model_type = "siglip_vision_model"
+
+    def tiny(self, width: int, layers: int, image_size: int) -> Any:
+        """Four heads, patches of 8 pixels."""
+        from transformers import SiglipVisionConfig
+
+        return tiny_vit(SiglipVisionConfig, width, layers, image_size)
 
     def tower(self, config: Any) -> nn.Module:
         """The tower; its configuration is told that there is no pooling head."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mllm.encoders.base import TransformerEncoder
+from mllm.encoders.base import TransformerEncoder, tiny_vit
 
 
 class Vit(TransformerEncoder):
@@ -15,6 +15,12 @@ class Vit(TransformerEncoder):
     name = "vit"
     model_type = "vit"
     extra = 1
+
+    def tiny(self, width: int, layers: int, image_size: int) -> Any:
+        """Four heads, patches of 8 pixels."""
+        from transformers import ViTConfig
+
+        return tiny_vit(ViTConfig, width, layers, image_size)
 
     def tower(self, config: Any) -> nn.Module:
         """The tower without a pooler."""

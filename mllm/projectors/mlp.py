@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from mllm.projectors.base import Grid, Projector, depth_of, mlp
+from mllm.projectors.base import Grid, OnePerToken, depth_of, mlp
 
 
-class Mlp(Projector):
-    """Every token by itself; as many come out as go in."""
+class Mlp(OnePerToken):
+    """``depth`` linears with GELU between them; ``hidden`` is the width between, 0 for the language model's."""
 
     name = "mlp"
-    defaults = {"depth": 2}  # noqa: RUF012
+    defaults = {"depth": 2, "hidden": 0}  # noqa: RUF012
 
-    def tokens(self, options: Mapping[str, Any], grid: Grid) -> int:
-        """Rows times columns."""
-        return grid[0] * grid[1]
-
-    def build(self, options: Mapping[str, Any], grid: Grid, inputs: int, outputs: int) -> nn.Module:
+    def build(self, options: Mapping[str, Any], grid: Grid, widths: Sequence[int], outputs: int) -> nn.Module:
         """``depth`` linears with GELU between them."""
-        return mlp(inputs, outputs, depth_of(options))
+        return mlp(sum(widths), outputs, depth_of(options), int(options["hidden"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class PixelShuffle(Projector):
             )
         return (grid[0] // factor) * (grid[1] // factor)
 
-    def build(self, options: Mapping[str, Any], grid: Grid, inputs: int, outputs: int) -> nn.Module:
+    def build(self, options: Mapping[str, Any], grid: Grid, widths: Sequence[int], outputs: int) -> nn.Module:
         """Space to depth and ``depth`` linears."""
         self.tokens(options, grid)
-        return PixelShuffleProjector(grid, inputs, outputs, int(options["factor"]), depth_of(options))
+        return PixelShuffleProjector(grid, sum(widths), outputs, int(options["factor"]), depth_of(options))

@@ -21,7 +21,7 @@ def test_tokens_per_image_and_round_trip(tmp_path):
     config = make(projector={"type": "mlp", "depth": 3})
     config.save_pretrained(tmp_path)
     again = ComposedConfig.from_pretrained(tmp_path)
-    assert again.projector == {"type": "mlp", "depth": 3}
+    assert again.projector == {"type": "mlp", "depth": 3, "hidden": 0}
     assert isinstance(again.vision_config, ResNetConfig)
     assert again.vision_config.channels == config.vision_config.channels
 

@@ -6,15 +6,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mllm.encoders import ENCODERS
-from mllm.language import LANGUAGES
 from mllm.modeling import ComposedForConditionalGeneration
 from mllm.processing import ComposedProcessor
-from mllm.projectors import PROJECTORS
 from mllm.testing import random_image, tiny_composed
 from umbel.errors import ModelError
 
-COMBINATIONS = list(itertools.product(ENCODERS, PROJECTORS, LANGUAGES))
+# Every part by itself is the business of test_contract.py; here all pairs of four that differ most.
+COMBINATIONS = list(itertools.product(("resnet", "clip"), ("mlp", "pixel-shuffle"), ("llama", "qwen2")))
 
 
 @pytest.mark.parametrize(("encoder", "projector", "language"), COMBINATIONS)

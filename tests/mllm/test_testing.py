@@ -23,6 +23,6 @@ def test_the_same_seed_gives_the_same_model_and_batch(make):
 
 def test_an_unknown_part():
     with pytest.raises(ModelError, match="choose one of resnet"):
-        tiny_composed("eva")
+        tiny_composed("owl")
     with pytest.raises(ModelError, match="choose one of llama"):
         tiny_composed(language="gpt")
