@@ -147,7 +147,7 @@ class SecureRound:
         """M3. All passes of a round sum the same clients: two sums that differ by one client would show its update."""
         summed = list(Survivors.from_bytes(step.payload, client.context).ids)
         if self.pass_number == 1:
-            self._check_repeated(step.round, client.parameters.minimum, summed)
+            self._check_repeated(step.round, summed)
             payload = client.confirm(step.payload)
             self._store.put(_SUMMED, json.dumps({"round": step.round, "clients": summed}).encode())
             return payload
@@ -159,34 +159,33 @@ class SecureRound:
             )
         return client.confirm(step.payload)
 
-    def _check_repeated(self, round_number: int, minimum: int, summed: list[int]) -> None:
-        """A round whose sum may be known already is summed again over the same clients, or over very different ones.
+    def _check_repeated(self, round_number: int, summed: list[int]) -> None:
+        """A round whose sum may be known already is summed again over the very same clients, or not at all.
 
-        The same updates go into both sums, so two sums that differ by fewer clients than a cohort must have would
-        show what those few sent.
+        The same updates go into both sums. Two sums over nearly the same clients differ by what a few sent, and
+        several sums over very different clients can be combined to the same end, none of whose members sees more
+        than two of them: only one set of clients is safe.
         """
-        for known in self._revealed().get(str(round_number), ()):
-            apart = set(known).symmetric_difference(summed)
-            if 0 < len(apart) < minimum:
-                raise ProtocolViolation(
-                    f"Round {round_number} was unmasked before over a cohort that differs by {len(apart)} "
-                    f"clients, fewer than the {minimum} that a sum must hide: the coordinator must ask the same "
-                    "clients again, or leave the round out."
-                )
+        known = self._revealed().get(str(round_number))
+        if known is not None and known != sorted(summed):
+            apart = len(set(known).symmetric_difference(summed))
+            raise ProtocolViolation(
+                f"Round {round_number} was unmasked before over a cohort that differs by {apart} clients, and the two "
+                "sums would tell about them: the coordinator must ask the same clients again, or leave the round out."
+            )
 
-    def _revealed(self) -> dict[str, list[list[int]]]:
-        """By round, the cohorts over which this site helped to unmask it. The store is one run's, whatever the
+    def _revealed(self) -> dict[str, list[int]]:
+        """By round, the clients over which this site helped to unmask it. The store is one run's, whatever the
         coordinator calls it."""
         found = self._store.get(_REVEALED)
-        known: dict[str, list[list[int]]] = json.loads(found) if found is not None else {}
+        known: dict[str, list[int]] = json.loads(found) if found is not None else {}
         return known
 
     def _remember_sum(self, round_number: int) -> None:
         """Kept before the shares leave: from then on the sum must be taken as known."""
         found = self._store.get(_SUMMED)
         summed = json.loads(found)["clients"] if found is not None else []
-        known = self._revealed()
-        known.setdefault(str(round_number), []).append(summed)
+        known = self._revealed() | {str(round_number): sorted(summed)}
         self._store.put(_REVEALED, json.dumps(known).encode())
 
     def _mask(self, client: SecAggClient, ciphertexts: bytes, outcome: RoundOutcome | None) -> bytes:

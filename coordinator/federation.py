@@ -63,9 +63,10 @@ class Federation:
     def begin(self, initial: Vector) -> Checkpoint:
         """The checkpoint to go on from; round 0 when there is none."""
         found = load_checkpoint(self._folder.checkpoint, self._spec)
+        # Also without a checkpoint: a coordinator killed in round 1 may have written that round's line.
+        self._tracker.resume(found.round if found is not None else 0)
         if found is not None:
             logger.info("Resuming after round %d", found.round)
-            self._tracker.resume(found.round)
             return found
         return Checkpoint(0, self._strategy.initial(self._spec, initial), self._spec.hash)
 

@@ -30,3 +30,16 @@ def tiny_root(tmp_path_factory):
     make_base(root / "base")
     make_folder(root / "data")
     return root
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    """An UMBEL_HOME of the test's own, with a machine secret of its own."""
+    from umbel.machine import machine_secret
+
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("UMBEL_HOME", str(folder))
+    machine_secret.cache_clear()
+    yield folder
+    machine_secret.cache_clear()

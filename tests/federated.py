@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 200, 30)}
 
@@ -79,3 +80,20 @@ def run_in_memory(flat, fault=None, client=None, grid_hook=None):
     with RunFolder.open(config, 1) as folder:
         run(grid, config, folder)
         return folder.path
+
+
+def lines(path, kind="round"):
+    """Lines of one kind that a run left in its metrics, oldest first."""
+    found = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
+def tensors(path):
+    """The adapter that a run left, by PEFT's names."""
+    return load_file(path / "adapter" / "adapter_model.safetensors")
+
+
+def adapter(path):
+    """The adapter that a run left as one vector, in the order of its names."""
+    arrays = tensors(path)
+    return np.concatenate([arrays[name].ravel() for name in sorted(arrays)])

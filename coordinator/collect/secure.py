@@ -7,10 +7,12 @@ update that they trained already.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from privacy.secagg.agreement import agree, round_context, site_id
 from umbel import wire
 from umbel.config import RunConfig
 from umbel.errors import ProtocolViolation, RoundAborted, SecAggError, StrategyError, WireError
+from umbel.files import write_atomic
 from umbel.wire import MessageType, SecAggStep, TrainOrder
 
 logger = logging.getLogger("flwr.umbel")
@@ -38,10 +41,12 @@ class SecureCollector(Collector):
         config: of the run; both ends derive the round's parameters from it.
         roster: the identities that the coordinator knows.
         run: id of the run.
+        folder: of the run's checkpoint; remembers which round was unmasked last.
     """
 
-    def __init__(self, courier: Courier, config: RunConfig, roster: Roster, *, run: str) -> None:
+    def __init__(self, courier: Courier, config: RunConfig, roster: Roster, *, run: str, folder: Path) -> None:
         self._courier = courier
+        self._unmasking = folder / "unmasking.json"
         self._config = config
         self._roster = roster
         self._run = run
@@ -56,10 +61,30 @@ class SecureCollector(Collector):
         return _public(agree(self._config, cohort, length))
 
     def collect(self, cohort: Sequence[Participant], broadcast: Broadcast) -> Collected:
-        """See Collector. A round that aborts ``secagg.attempts`` times has no survivors."""
+        """See Collector. A round that aborts ``secagg.attempts`` times has no survivors.
+
+        If some of its clients had helped to unmask it by then, they will not sum it over other clients ever again,
+        and it is lost. So it is after a restart of a coordinator that was killed between unmasking and checkpoint,
+        unless the very same clients survive once more.
+        """
         if broadcast.pooled:  # one site of a simulation; there is no cohort to hide in
             return PlainCollector(self._courier, timeout=self._config.federation.timeout).collect(cohort, broadcast)
-        return self.collect_groups([cohort], broadcast)[0]
+        collected = self.collect_groups([cohort], broadcast)[0]
+        if collected.mean is None and self._unmasked() == broadcast.round:
+            logger.warning(
+                "Round %d is lost, nothing changes: it was unmasked before, and not all of its clients came again",
+                broadcast.round,
+            )
+            collected.lost = True
+        return collected
+
+    def _unmasked(self) -> int:
+        """The last round of which somebody may have been asked to unmask it; 0 for none."""
+        return int(json.loads(self._unmasking.read_bytes())["round"]) if self._unmasking.exists() else 0
+
+    def _remember_unmasking(self, number: int) -> None:
+        if self._unmasked() != number:
+            write_atomic(self._unmasking, json.dumps({"round": number}).encode())
 
     def collect_groups(self, groups: Sequence[Sequence[Participant]], broadcast: Broadcast) -> list[Collected]:
         """See Collector: every group aggregates by itself, in a context of its own, stage by stage at the same time.
@@ -98,7 +123,9 @@ class SecureCollector(Collector):
     def _attempt(self, group: Sequence[Participant], broadcast: Broadcast, collected: Collected) -> _Attempt:
         # Contexts must never come back, not even after a restart: the clock only goes forward.
         self._last = max(self._last + 1, time.time_ns())
-        return _Attempt(self._config, self._roster, self._run, self._last, group, broadcast, collected)
+        return _Attempt(
+            self._config, self._roster, self._run, self._last, group, broadcast, collected, self._remember_unmasking
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +173,9 @@ class _Attempt:
         cohort: Sequence[Participant],
         broadcast: Broadcast,
         collected: Collected,
+        unmasking: Callable[[int], None],
     ) -> None:
+        self._unmasking = unmasking
         self._config = config
         self._broadcast = broadcast
         self._collected = collected
@@ -196,6 +225,7 @@ class _Attempt:
             "confirmed", MessageType.SECAGG_CONFIRM, protocol.survivors, survivors, protocol.receive_confirmation, wait
         )
         signatures = self._shared(protocol.signatures_message())
+        self._unmasking(self._broadcast.round)
         yield from self._stage(
             "unmasked", MessageType.SECAGG_UNMASK, protocol.confirming, signatures, protocol.receive_unmasking, wait
         )

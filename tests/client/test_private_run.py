@@ -13,19 +13,13 @@ from umbel.errors import FederationError
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    from umbel.machine import machine_secret
-
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         base = {"run.directory": str(tmp_path / "runs"), "privacy.unit": "example", "privacy.delta": 1e-2}
         changes = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
         return options(tiny_root) | base | changes
 
-    yield make
-    machine_secret.cache_clear()
+    return make
 
 
 def ledgers(path):

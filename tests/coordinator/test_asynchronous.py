@@ -1,46 +1,26 @@
 """Buffered asynchronous runs over the in-memory grid: the real loop and the real ClientApp."""
 
-import json
-
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
-from safetensors.numpy import load_file
 
 from coordinator.flight import Flight, Version
 from coordinator.mailbox import Mailbox
 from privacy.ledger import Ledger
 from simulations.memory_grid import MemoryGrid
-from tests.federated import options, run_in_memory
+from tests.federated import adapter, lines, options, run_in_memory
 from umbel import wire
 from umbel.errors import FederationError, RunError
 from umbel.wire import MessageType, TrainOrder
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    from umbel.machine import machine_secret
-
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         chosen = {"evaluate__every": 0, "strategy__buffer": 2, "federation__rounds": 4, **changes}
         return options(tiny_root, **chosen) | {"run.directory": str(tmp_path / "runs")}
 
-    yield make
-    machine_secret.cache_clear()
-
-
-def adapter(path):
-    arrays = load_file(path / "adapter" / "adapter_model.safetensors")
-    return np.concatenate([arrays[k].ravel() for k in sorted(arrays)])
-
-
-def rounds(path):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "round"]
+    return make
 
 
 def slow(delays):
@@ -56,7 +36,7 @@ def test_a_buffer_of_everybody_is_a_synchronous_run(flat):
     whole = run_in_memory(flat(strategy__buffer=4))
     plain = run_in_memory(flat(run__id="p", strategy__buffer=0))
     np.testing.assert_allclose(adapter(whole), adapter(plain), atol=2e-6)
-    for line, other in zip(rounds(whole), rounds(plain), strict=True):
+    for line, other in zip(lines(whole), lines(plain), strict=True):
         assert line["staleness"] == {"mean": 0.0, "max": 0.0}
         assert line["survivors"] == 4
         for key in ("bytes_up", "bytes_down", "examples"):
@@ -66,13 +46,13 @@ def test_a_buffer_of_everybody_is_a_synchronous_run(flat):
 
 def test_late_updates_are_used_and_two_runs_are_bit_identical(flat):
     first = run_in_memory(flat())
-    lines = rounds(first)
-    assert [line["round"] for line in lines] == [1, 2, 3, 4]
-    assert all(line["survivors"] == line["cohort"] == 2 for line in lines)
-    assert lines[0]["staleness"]["max"] == 0
-    assert max(line["staleness"]["max"] for line in lines) >= 1
-    assert all(line["busy"] > 0 for line in lines)
-    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    found = lines(first)
+    assert [line["round"] for line in found] == [1, 2, 3, 4]
+    assert all(line["survivors"] == line["cohort"] == 2 for line in found)
+    assert found[0]["staleness"]["max"] == 0
+    assert max(line["staleness"]["max"] for line in found) >= 1
+    assert all(line["busy"] > 0 for line in found)
+    assert found[-1]["train_loss"] < found[0]["train_loss"]
     assert np.array_equal(adapter(first), adapter(run_in_memory(flat(run__id="u"))))
 
 
@@ -135,22 +115,22 @@ def test_a_killed_run_resumes_bit_identically(flat, monkeypatch, where):
             run_in_memory(flat())
     path = run_in_memory(flat())
     assert np.array_equal(whole, adapter(path))
-    assert [line["round"] for line in rounds(path)] == [1, 2, 3, 4]
+    assert [line["round"] for line in lines(path)] == [1, 2, 3, 4]
     assert len(list((path / "checkpoint").glob("flight-*"))) == 1
 
 
 def test_what_is_too_stale_is_dropped_and_counted(flat):
     path = run_in_memory(flat(strategy__max_staleness=0, federation__rounds=5), grid_hook=slow({1: 6}))
-    assert all(line["staleness"]["max"] == 0 for line in rounds(path))
-    reasons = [reason for line in rounds(path) for reason in line["reasons"]]
+    assert all(line["staleness"]["max"] == 0 for line in lines(path))
+    reasons = [reason for line in lines(path) for reason in line["reasons"]]
     assert any("max-staleness 0" in reason for reason in reasons)
 
 
 def test_a_fixed_number_of_clients_is_busy(flat):
     changes = {"federation__cohort": "fixed", "federation__cohort_size": 2, "federation__rounds": 6}
     path = run_in_memory(flat(**changes))
-    assert all(line["busy"] <= 2 for line in rounds(path))
-    assert all(line["survivors"] == 2 for line in rounds(path))
+    assert all(line["busy"] <= 2 for line in lines(path))
+    assert all(line["survivors"] == 2 for line in lines(path))
 
 
 def test_silent_and_crashing_clients_do_not_stop_the_run(flat):
@@ -158,9 +138,9 @@ def test_silent_and_crashing_clients_do_not_stop_the_run(flat):
         return {0: "lost", 3: "crash"}.get(node) if message.metadata.message_type == "train" else None
 
     path = run_in_memory(flat(federation__timeout=0.5), fault=fault)
-    lines = rounds(path)
-    assert all(line["survivors"] == 2 for line in lines)
-    assert sum(line["rejected"] for line in lines) >= 2
+    found = lines(path)
+    assert all(line["survivors"] == 2 for line in found)
+    assert sum(line["rejected"] for line in found) >= 2
 
 
 def test_when_nobody_is_left_the_run_ends_in_one_sentence(flat):
@@ -173,13 +153,13 @@ def test_fewer_than_the_buffer_are_used_when_nobody_else_can_come(flat):
         return "crash" if node == 3 and message.metadata.message_type == "train" else None
 
     path = run_in_memory(flat(strategy__buffer=4, federation__rounds=2), fault=fault)
-    assert [line["survivors"] for line in rounds(path)] == [3, 3]
+    assert [line["survivors"] for line in lines(path)] == [3, 3]
 
 
 def test_quantized_updates_come_late_too(flat):
     path = run_in_memory(flat(strategy__compression="quantize"))
     exact = run_in_memory(flat(run__id="e"))
-    assert rounds(path)[0]["bytes_up"] < 0.4 * rounds(exact)[0]["bytes_up"]
+    assert lines(path)[0]["bytes_up"] < 0.4 * lines(exact)[0]["bytes_up"]
     assert 0 < np.abs(adapter(path) - adapter(exact)).max() < 0.05
 
 
@@ -198,8 +178,8 @@ def test_example_privacy_books_each_client_at_most_once_a_round(flat):
         with Ledger.open(ledger_path, create=False) as ledger:
             booked = [entry.round for entry in ledger.entries() if entry.kind == "reserved"]
         assert len(booked) == len(set(booked)) <= 3
-    assert all(line["privacy"]["epsilon"] <= 8.0 for line in rounds(path))
-    assert all("loss" not in line or line["train_loss"] is None for line in rounds(path))
+    assert all(line["privacy"]["epsilon"] <= 8.0 for line in lines(path))
+    assert all("loss" not in line or line["train_loss"] is None for line in lines(path))
 
 
 def test_flight_remembers_who_is_busy(tmp_path):

@@ -1,33 +1,20 @@
 """Evaluation at the clients: held-out data, personal models, and counts that nobody should see alone."""
 
-import json
-
 import numpy as np
 import pytest
 
-from tests.federated import options, run_in_memory
+from tests.federated import lines, options, run_in_memory
 from umbel.errors import ConfigError, SiteError
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    from umbel.machine import machine_secret
-
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         base = options(tiny_root, federation__rounds=2, train__learning_rate=0.05, evaluate__clients=True)
         base |= {"run.directory": str(tmp_path / "runs"), "evaluate.held-out": 0.25}
         return base | {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
 
-    yield make
-    machine_secret.cache_clear()
-
-
-def lines(path, kind="round"):
-    return [x for x in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if x["kind"] == kind]
+    return make
 
 
 def site(config, index, folder=None):

@@ -15,12 +15,7 @@ CLIENTS = 6
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    from umbel.machine import machine_secret
-
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         base = {
             "run.directory": str(tmp_path / "runs"),
@@ -35,8 +30,7 @@ def flat(tiny_root, tmp_path, monkeypatch):
         changes = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
         return options(tiny_root) | base | changes
 
-    yield make
-    machine_secret.cache_clear()
+    return make
 
 
 def lines(path):

@@ -1,29 +1,20 @@
 """Groups and robust rules through the real round loop, over the in-memory grid."""
 
-import json
-
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from coordinator.collect import Collected
 from coordinator.collect.grouped import merged
 from simulations.attackers import STRENGTH, corrupted, hostile_app, hostile_nodes
 from strategies.robust.robust import RULES, assign_groups
-from tests.federated import options, run_in_memory
+from tests.federated import adapter, lines, options, run_in_memory
 from umbel.errors import FederationError, StrategyError
 
 CLIENTS = 9
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    from umbel.machine import machine_secret
-
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         chosen = {
             "federation__clients": CLIENTS,
@@ -34,18 +25,7 @@ def flat(tiny_root, tmp_path, monkeypatch):
         }
         return options(tiny_root, **chosen) | {"run.directory": str(tmp_path / "runs")}
 
-    yield make
-    machine_secret.cache_clear()
-
-
-def adapter(path):
-    arrays = load_file(path / "adapter" / "adapter_model.safetensors")
-    return np.concatenate([arrays[k].ravel() for k in sorted(arrays)])
-
-
-def rounds(path):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "round"]
+    return make
 
 
 GROUPS = {"strategy__robust": "median", "strategy__groups": 3}
@@ -55,12 +35,12 @@ def test_secure_groups_give_the_rule_over_the_plain_group_means(flat):
     plain = run_in_memory(flat(run__id="plain", **GROUPS))
     secure = run_in_memory(flat(run__id="secure", secagg__enabled=True, **GROUPS))
     assert np.abs(adapter(plain) - adapter(secure)).max() < 1e-4 < np.abs(adapter(plain)).max()
-    (line,) = rounds(secure)
+    (line,) = lines(secure)
     assert line["survivors"] == CLIENTS
     assert line["secagg"]["groups"] == 3
     assert line["secagg"]["cohort"] == 3
     assert line["secagg"]["stages"]["unmasked"]["alive"] == CLIENTS
-    other = rounds(plain)[0]
+    other = lines(plain)[0]
     assert line["examples"] == other["examples"]
     assert line["train_loss"] == pytest.approx(other["train_loss"], abs=0.02)
     whole = run_in_memory(flat(run__id="whole"))
@@ -72,7 +52,7 @@ def test_a_group_that_is_lost_is_left_out(flat, secure):
     kind = "query.secagg_mask" if secure else "train"
     changes = {**GROUPS, "strategy__corrupt": 0.0, "secagg__enabled": secure, "secagg__attempts": 1}
     path = run_in_memory(flat(**changes), fault=named_fault(kind))
-    (line,) = rounds(path)
+    (line,) = lines(path)
     assert line["survivors"] == CLIENTS - 3
     if secure:
         assert line["secagg"]["lost"] == 1
@@ -125,7 +105,7 @@ def test_every_rule_runs_and_withstands_a_hostile_client(flat):
     plain = adapter(run_in_memory(flat(run__id="p", **changes), client=app)) - start
     for rule in sorted(RULES):
         path = run_in_memory(flat(run__id=rule, strategy__robust=rule, **changes), client=app)
-        assert rounds(path)[0]["survivors"] == 7
+        assert lines(path)[0]["survivors"] == 7
         robust = adapter(path) - start
         assert np.linalg.norm(robust - honest) < 0.8 * np.linalg.norm(plain - honest), rule
 

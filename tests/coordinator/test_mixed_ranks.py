@@ -1,14 +1,11 @@
 """Clients of different LoRA ranks over the real apps: the right download for each, uploads that fit, one adapter."""
 
-import json
-
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from strategies.refusals import PADDABLE
 from strategies.registry import STRATEGIES
-from tests.federated import options, run_in_memory
+from tests.federated import lines, options, run_in_memory, tensors
 from umbel.errors import FederationError, SiteError, StrategyError
 
 RANKS = (1, 2, 4)
@@ -16,29 +13,14 @@ MIXED = sorted({name for name, cls in STRATEGIES.items() if cls.facts.heterogene
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    from umbel.machine import machine_secret
-
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         base = options(tiny_root, federation__rounds=2, train__learning_rate=0.05, lora__rank=4, lora__alpha=8.0)
         base |= {"run.directory": str(tmp_path / "runs"), "federation.timeout": 20.0, "secagg.clip": 5.0}
         base |= {"strategy.ranks": "mixed", "strategy.client-ranks": ",".join(map(str, RANKS))}
         return base | {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
 
-    yield make
-    machine_secret.cache_clear()
-
-
-def lines(path, kind="round"):
-    return [x for x in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if x["kind"] == kind]
-
-
-def tensors(path):
-    return load_file(path / "adapter" / "adapter_model.safetensors")
+    return make
 
 
 @pytest.mark.parametrize("name", MIXED)

@@ -1,12 +1,10 @@
 """Strategies of two passes over the real apps: plain and secure, with clients that vanish and coordinators that die."""
 
-import json
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.federated import options, run_in_memory
+from tests.federated import lines, options, run_in_memory
 from umbel.errors import FederationError, StrategyError
 
 CLIENTS = 6
@@ -14,24 +12,13 @@ SECOND = "query.secagg_share"
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    from umbel.machine import machine_secret
-
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         base = options(tiny_root, strategy__name="fedask", federation__rounds=1, federation__clients=CLIENTS)
         base |= {"run.directory": str(tmp_path / "runs"), "federation.timeout": 20.0, "secagg.clip": 5.0}
         return base | {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
 
-    yield make
-    machine_secret.cache_clear()
-
-
-def lines(path, kind="round"):
-    return [x for x in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if x["kind"] == kind]
+    return make
 
 
 def products(path, scaling=2.0):

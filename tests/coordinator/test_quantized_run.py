@@ -1,15 +1,12 @@
 """Quantized uploads through the real round loop: the bytes on the wire are the quantizer's."""
 
-import json
-
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from coordinator.collect import Broadcast
 from coordinator.collect.uploads import read_upload
 from strategies.compression.quantize import StochasticQuantizer
-from tests.federated import options, run_in_memory
+from tests.federated import adapter, lines, options, run_in_memory
 from umbel import wire
 from umbel.adapter import AdapterSpec, LoraShape
 from umbel.errors import AdapterError, FederationError, WireError
@@ -23,16 +20,6 @@ def flat(tiny_root, tmp_path):
         return options(tiny_root, evaluate__every=0, **changes) | {"run.directory": str(tmp_path / "runs")}
 
     return make
-
-
-def adapter(path):
-    arrays = load_file(path / "adapter" / "adapter_model.safetensors")
-    return np.concatenate([arrays[k].ravel() for k in sorted(arrays)])
-
-
-def rounds(path):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "round"]
 
 
 def spied(sent):
@@ -54,7 +41,7 @@ def test_what_travels_is_the_quantizers_encoding(flat):
     assert [update.dtype for update in sent] == [np.uint8] * 4
     size = StochasticQuantizer.decode(sent[0].tobytes()).size
     assert sent[0].size == StochasticQuantizer(8).encoded_bytes(size)
-    (line,), (plain,) = rounds(path), rounds(exact)
+    (line,), (plain,) = lines(path), lines(exact)
     assert line["bytes_up"] == sum(update.size for update in sent)
     assert plain["bytes_up"] == 4 * 4 * size
     assert line["bytes_down"] == plain["bytes_down"] == 4 * 4 * size
@@ -76,7 +63,7 @@ def test_sparsified_values_are_quantized_after(flat):
     alone = flat(run__id="s", federation__rounds=1, strategy__compression="sparsify")
     run_in_memory(alone, client=spied(small))
     assert StochasticQuantizer.decode(sent[0].tobytes()).size == small[0].size
-    assert rounds(path)[0]["bytes_up"] < 4 * 4 * small[0].size
+    assert lines(path)[0]["bytes_up"] < 4 * 4 * small[0].size
 
 
 @pytest.mark.parametrize("compression", ["quantize", "sparsify-quantize"])

@@ -1,43 +1,24 @@
 """Secure aggregation over the real apps and the in-memory grid."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from tests.federated import options, run_in_memory
+from tests.federated import adapter, lines, options, run_in_memory, tensors
 from umbel.errors import FederationError
 
 CLIENTS = 8
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    from umbel.machine import machine_secret
-
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         base = {"federation.clients": CLIENTS, "secagg.enabled": True, "secagg.clip": 5.0, "federation.rounds": 2}
         changes = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
         return options(tiny_root) | {"run.directory": str(tmp_path / "runs")} | base | changes
 
-    yield make
-    machine_secret.cache_clear()
-
-
-def adapter(path):
-    arrays = load_file(path / "adapter" / "adapter_model.safetensors")
-    return np.concatenate([arrays[k].ravel() for k in sorted(arrays)])
-
-
-def rounds(path):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "round"]
+    return make
 
 
 def test_the_secure_sum_is_the_plain_one_within_the_quantization_error(flat):
@@ -46,10 +27,10 @@ def test_the_secure_sum_is_the_plain_one_within_the_quantization_error(flat):
     plain = run_in_memory(flat(run__id="plain", secagg__enabled=False, **one))
     a, b = adapter(secure), adapter(plain)
     assert np.abs(a - b).max() < 1e-4 < np.abs(b).max()
-    (line,) = rounds(secure)
+    (line,) = lines(secure)
     assert line["secagg"]["mode"] == "complete"
     assert [stage["alive"] for stage in line["secagg"]["stages"].values()] == [CLIENTS] * 6
-    (other,) = rounds(plain)
+    (other,) = lines(plain)
     assert line["train_loss"] == pytest.approx(other["train_loss"], abs=0.01)
     assert line["examples"] == other["examples"]
 
@@ -77,7 +58,7 @@ def test_dropouts_at_every_stage(flat, stage):
     one = {"federation__rounds": 1}
     secure = run_in_memory(flat(run__id="secure", **one), fault=fault)
     plain = run_in_memory(flat(run__id="plain", secagg__enabled=False, **one), fault=plain_fault)
-    assert rounds(secure)[0]["survivors"] == rounds(plain)[0]["survivors"]
+    assert lines(secure)[0]["survivors"] == lines(plain)[0]["survivors"]
     assert np.abs(adapter(secure) - adapter(plain)).max() < 1e-4
 
 
@@ -93,7 +74,7 @@ def test_three_clients_die_at_three_stages(flat):
         flat(run__id="plain", secagg__enabled=False, **options),
         fault=lambda node, m: "crash" if m.metadata.message_type == "train" and node in (1, 4) else None,
     )
-    assert rounds(secure)[0]["survivors"] == CLIENTS - 2
+    assert lines(secure)[0]["survivors"] == CLIENTS - 2
     assert np.abs(adapter(secure) - adapter(plain)).max() < 1e-4
 
 
@@ -107,7 +88,7 @@ def test_too_few_survivors_abort_cleanly_and_the_round_is_repeated(flat):
         return None
 
     path = run_in_memory(flat(federation__rounds=1), fault=fault)
-    assert rounds(path)[0]["survivors"] == CLIENTS
+    assert lines(path)[0]["survivors"] == CLIENTS
     whole = run_in_memory(flat(run__id="whole", federation__rounds=1))
     assert np.abs(adapter(path) - adapter(whole)).max() < 1e-4
 
@@ -193,10 +174,8 @@ def test_a_round_that_was_unmasked_is_not_summed_again_over_one_client_less(flat
 
     A coordinator that calls the run by another name the second time gains nothing by it.
     """
-    from coordinator import federation
-    from umbel import wire
-
-    order = wire.secure_order
+    from coordinator import federation, server_app
+    from coordinator.collect.secure import SecureCollector
 
     class Killed(BaseException):
         """Stands for SIGKILL."""
@@ -214,11 +193,31 @@ def test_a_round_that_was_unmasked_is_not_summed_again_over_one_client_less(flat
         return "crash" if node == 3 and message.metadata.message_type == "train" else None
 
     with monkeypatch.context() as patched:
-        patched.setattr(wire, "secure_order", lambda run, *rest: order(name or run, *rest))
-        with pytest.raises(FederationError):
-            run_in_memory(flat(run__id="r", **one), fault=gone)
-    (line,) = rounds(run_in_memory(flat(run__id="r", **one)))
-    assert line["survivors"] == CLIENTS
+        patched.setattr(server_app, "SecureCollector", lambda *a, run, **k: SecureCollector(*a, run=name or run, **k))
+        path = run_in_memory(flat(run__id="r", **one), fault=gone)
+    (line,) = lines(path)
+    assert line["survivors"] == 0
+    assert any("unmasked before" in reason for reason in line["reasons"])
+    assert not any(value.any() for name, value in tensors(path).items() if "lora_B" in name)  # nothing was added
+
+
+def test_a_round_that_was_unmasked_is_summed_again_over_the_same_clients(flat, monkeypatch):
+    from coordinator import federation
+
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def killed(*_):
+        raise Killed
+
+    one = {"federation__rounds": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(federation, "save_checkpoint", killed)
+        with pytest.raises(Killed):
+            run_in_memory(flat(run__id="r", **one))
+    again, unbroken = run_in_memory(flat(run__id="r", **one)), run_in_memory(flat(run__id="u", **one))
+    assert lines(again)[-1]["survivors"] == CLIENTS
+    assert np.abs(adapter(again) - adapter(unbroken)).max() < 1e-4
 
 
 def test_the_same_dropout_is_harmless_in_a_fresh_round(flat):
@@ -226,5 +225,5 @@ def test_the_same_dropout_is_harmless_in_a_fresh_round(flat):
         return "crash" if node == 3 and message.metadata.message_type == "train" else None
 
     one = {"federation__rounds": 1, "federation__minimum": CLIENTS - 1}
-    (line,) = rounds(run_in_memory(flat(run__id="f", **one), fault=gone))
+    (line,) = lines(run_in_memory(flat(run__id="f", **one), fault=gone))
     assert line["survivors"] == CLIENTS - 1

@@ -17,19 +17,13 @@ from umbel.wire import SecAggStep, TrainOrder, TrainReply, secure_order
 
 
 @pytest.fixture
-def flat(tiny_root, tmp_path, monkeypatch):
-    from umbel.machine import machine_secret
-
-    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "home"))
-    machine_secret.cache_clear()
-
+def flat(tiny_root, tmp_path, own_home):
     def make(**changes):
         changes = {k.replace("__", ".").replace("_", "-"): v for k, v in changes.items()}
         base = {"run.directory": str(tmp_path / "runs"), "train.optimizer": "sgd"}
         return options(tiny_root) | base | changes
 
-    yield make
-    machine_secret.cache_clear()
+    return make
 
 
 @pytest.fixture
