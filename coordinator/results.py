@@ -27,6 +27,11 @@ def leave_results(
         RunError: the folder cannot be written; an older adapter is then still whole.
     """
     _replace_adapter(folder, warm, adapter, side)
+    describe_results(folder)
+
+
+def describe_results(folder: RunFolder) -> None:
+    """Writes the model card and ``report.html`` from the metrics so far. Raises RunError as :func:`leave_results`."""
     write_model_card(folder.path)
     write_report(folder.path)
 

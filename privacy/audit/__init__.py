@@ -4,7 +4,7 @@ from privacy.audit.blackbox import ClientCanaries, ExampleCanaries, loss_scores,
 from privacy.audit.canaries import GradientCanaries, canary_scores, coins, gaussian_release
 from privacy.audit.one_run import OneRunReport, guess, judge, rejects
 from privacy.audit.sensitivity import SensitivityReport, sensitivity_check
-from privacy.audit.tradeoff import CurveTradeOff, GaussianTradeOff, TradeOff, dp_sgd_trade_off
+from privacy.audit.tradeoff import CurveTradeOff, GaussianTradeOff, TradeOff, check_dp_sgd, dp_sgd_trade_off
 
 __all__ = [
     "ClientCanaries",
@@ -16,6 +16,7 @@ __all__ = [
     "SensitivityReport",
     "TradeOff",
     "canary_scores",
+    "check_dp_sgd",
     "coins",
     "dp_sgd_trade_off",
     "gaussian_release",

@@ -103,6 +103,15 @@ class CurveTradeOff(TradeOff):
         return min((e for e, d in zip(self.epsilons, self.deltas, strict=True) if d <= delta), default=math.inf)
 
 
+def check_dp_sgd(noise_multiplier: float, sampling_rate: float, steps: int) -> None:
+    """Raises PrivacyError when the three describe no run of DP-SGD."""
+    if not (0 < noise_multiplier < math.inf and 0 < sampling_rate <= 1 and steps >= 1):
+        raise PrivacyError(
+            f"Noise multiplier {noise_multiplier}, sampling rate {sampling_rate} and {steps} steps are no DP-SGD: "
+            "expected a positive number, a rate in (0, 1] and at least one step."
+        )
+
+
 def dp_sgd_trade_off(noise_multiplier: float, sampling_rate: float, steps: int, points: int = 120) -> TradeOff:
     """The claim of DP-SGD with Poisson sampling, add/remove one example.
 
@@ -115,11 +124,7 @@ def dp_sgd_trade_off(noise_multiplier: float, sampling_rate: float, steps: int, 
     Raises:
         PrivacyError: a value outside its range.
     """
-    if not (0 < noise_multiplier < math.inf and 0 < sampling_rate <= 1 and steps >= 1):
-        raise PrivacyError(
-            f"Noise multiplier {noise_multiplier}, sampling rate {sampling_rate} and {steps} steps are no DP-SGD: "
-            "expected a positive number, a rate in (0, 1] and at least one step."
-        )
+    check_dp_sgd(noise_multiplier, sampling_rate, steps)
     if sampling_rate == 1:
         return GaussianTradeOff(math.sqrt(steps) / noise_multiplier)
     from dp_accounting import dp_event

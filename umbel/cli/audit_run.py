@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from umbel.config import RunConfig
-from umbel.errors import DataError, PrivacyError
+from umbel.errors import PrivacyError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 
     from mllm.tasks.example import Example
     from mllm.warm import WarmModel
-    from privacy.audit import ExampleCanaries, OneRunReport
+    from privacy.audit import ExampleCanaries, OneRunReport, TradeOff
+    from privacy.plan import PrivacyPlan
 
 _WORDS = 3
 _SIDE = 64
@@ -44,25 +44,45 @@ class Audited:
     canaries: int
 
     def __post_init__(self) -> None:
-        if not (0 < self.noise_multiplier < math.inf and 0 < self.sampling_rate <= 1 and self.steps >= 1):
-            raise PrivacyError(
-                f"Noise multiplier {self.noise_multiplier}, sampling rate {self.sampling_rate} and {self.steps} steps "
-                "are no DP-SGD: expected a positive number, a rate in (0, 1] and at least one step."
-            )
+        from privacy.audit import check_dp_sgd
+
+        check_dp_sgd(self.noise_multiplier, self.sampling_rate, self.steps)
 
     def judged(self, scores: npt.NDArray[np.float64], members: npt.NDArray[np.bool_]) -> OneRunReport:
         """Guesses from the scores and what they prove."""
         from privacy.audit import CurveTradeOff, dp_sgd_trade_off, judge
 
-        own = dp_sgd_trade_off(self.noise_multiplier, self.sampling_rate, self.steps)
-        return judge(
-            scores,
-            members,
-            self.canaries // 4,
-            CurveTradeOff((self.claim,), (self.delta,)) if self.claim > 0 else own,
-            lambda strength: dp_sgd_trade_off(self.noise_multiplier / strength, self.sampling_rate, self.steps),
-            delta=self.delta,
-            bounds=(1 / 16, 16.0),
+        def at(strength: float) -> TradeOff:
+            return dp_sgd_trade_off(self.noise_multiplier / strength, self.sampling_rate, self.steps)
+
+        claimed = CurveTradeOff((self.claim,), (self.delta,)) if self.claim > 0 else at(1.0)
+        guesses = self.canaries // 4
+        return judge(scores, members, guesses, claimed, at, delta=self.delta, bounds=(1 / 16, 16.0))
+
+    def plan(self, config: RunConfig, population: int, **kind: Any) -> PrivacyPlan:
+        """The plan of the run under audit, whose budget never ends it.
+
+        Args:
+            population: units that take part.
+            kind: fields that depend on the unit (unit, place, ...).
+
+        Raises:
+            PlanError: as the plan.
+        """
+        from privacy.plan import PrivacyPlan
+        from privacy.terms import Relation, Sampler
+
+        return PrivacyPlan(
+            relation=Relation.ADD_REMOVE,
+            sampler=Sampler.FULL if self.sampling_rate == 1 else Sampler.POISSON,
+            sampling_rate=self.sampling_rate,
+            steps=self.steps,
+            clipping_norm=config.privacy.clipping_norm,
+            noise_multiplier=self.noise_multiplier,
+            delta=min(self.delta, 1 / population),
+            epsilon_budget=1e6,
+            population=population,
+            **kind,
         )
 
 
@@ -81,12 +101,11 @@ def examples_through_training(config: RunConfig, model: str, examples: int, run:
     from mllm.tasks.base import MemorySet
     from mllm.warm import warm_model, warm_task
     from privacy.audit import ExampleCanaries, train_and_score
+    from umbel.cli.audit_subject import enough_examples
 
     torch.set_num_threads(config.train.threads)
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": model})})
-    warm, pool = warm_model(config), warm_task(config).train
-    if len(pool) < examples:
-        raise DataError(f"The task has {len(pool)} training examples, {examples} were asked for: lower --examples.")
+    warm, pool = warm_model(config), enough_examples(warm_task(config).train, examples)
     canaries = ExampleCanaries.draw(run.canaries, _SIDE, _WORDS, _plain_tokens(warm))
     with tempfile.TemporaryDirectory(prefix="umbel-audit-") as folder:
         drawn = _as_examples(canaries, warm, Path(folder))
@@ -120,27 +139,14 @@ def clients_through_the_coordinator(config: RunConfig, run: Audited, size: int =
     from coordinator.accumulator import ExactAccumulator
     from coordinator.central_dp import CentralMechanism
     from privacy.audit import ClientCanaries
-    from privacy.plan import PrivacyPlan
     from privacy.sampling import sampler_for
-    from privacy.terms import Clipping, Place, Relation, Sampler, Unit
+    from privacy.terms import Clipping, Place, Unit
     from umbel.adapter import AdapterSpec, LoraShape
 
     if config.privacy.clipping == "adaptive":
         raise PrivacyError("Adaptive clipping moves its noise from round to round: audit with privacy.clipping=flat.")
-    plan = PrivacyPlan(
-        unit=Unit.CLIENT,
-        relation=Relation.ADD_REMOVE,
-        sampler=Sampler.FULL if run.sampling_rate == 1 else Sampler.POISSON,
-        sampling_rate=run.sampling_rate,
-        steps=run.steps,
-        clipping_norm=config.privacy.clipping_norm,
-        noise_multiplier=run.noise_multiplier,
-        place=Place.COORDINATOR,
-        delta=min(run.delta, 1 / run.canaries),
-        epsilon_budget=1e6,
-        clipping=Clipping(config.privacy.clipping),
-        population=run.canaries,
-    )
+    clipping = Clipping(config.privacy.clipping)
+    plan = run.plan(config, run.canaries, unit=Unit.CLIENT, place=Place.COORDINATOR, clipping=clipping)
     spec = AdapterSpec.from_shapes({"canaries": (size,)}, LoraShape(rank=1, alpha=1.0))
     canaries = ClientCanaries.draw(run.canaries, size, loudness=100 * plan.clipping_norm)
     mechanism = CentralMechanism(plan, config, spec)
@@ -159,25 +165,11 @@ def _train(config: RunConfig, warm: WarmModel, pooled: Any, run: Audited) -> Non
     from client.budget import private_steps
     from client.store import MemoryStore
     from client.trainer import Trainer
-    from privacy.plan import PrivacyPlan
-    from privacy.terms import Place, Relation, Sampler, Unit
+    from privacy.terms import Place, Unit
     from strategies.client_round import ClientRound
     from strategies.planner import plan as planned
 
-    plan = PrivacyPlan(
-        unit=Unit.EXAMPLE,
-        relation=Relation.ADD_REMOVE,
-        sampler=Sampler.FULL if run.sampling_rate == 1 else Sampler.POISSON,
-        sampling_rate=run.sampling_rate,
-        steps=run.steps,
-        clipping_norm=config.privacy.clipping_norm,
-        noise_multiplier=run.noise_multiplier,
-        place=Place.STEP,
-        delta=min(run.delta, 1 / len(pooled)),
-        epsilon_budget=1e6,
-        population=len(pooled),
-        steps_per_round=run.steps,
-    )
+    plan = run.plan(config, len(pooled), unit=Unit.EXAMPLE, place=Place.STEP, steps_per_round=run.steps)
     client = ClientRound(planned(config), warm.tuned.spec, warm.initial, 1)
     values = sum(p.numel() for name, p in warm.tuned.parameters.items() if name in client.trainable)
     steps, _ = private_steps(plan, config, owner="audit", values=values, round_number=1, store=MemoryStore())

@@ -12,6 +12,7 @@ from umbel.errors import DataError, ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mllm.tasks.base import ExampleSet
     from umbel.rows import RowMap
 
 TINY = "tiny:"
@@ -91,6 +92,13 @@ def _tiny(family_name: str, config: RunConfig) -> Subject:
     )
 
 
+def enough_examples(pool: ExampleSet, examples: int) -> ExampleSet:
+    """The pool itself; raises DataError when it holds fewer."""
+    if len(pool) < examples:
+        raise DataError(f"The task has {len(pool)} training examples, {examples} were asked for: lower --examples.")
+    return pool
+
+
 def _configured(name: str, config: RunConfig, examples: int) -> Subject:
     """The first examples of the task's training pool, through the model's own processor."""
     from mllm.loss import per_example_loss
@@ -98,9 +106,7 @@ def _configured(name: str, config: RunConfig, examples: int) -> Subject:
     from mllm.warm import warm_model, warm_task
 
     warm = warm_model(config.model_copy(update={"model": config.model.model_copy(update={"name": name})}))
-    pool = warm_task(config).train
-    if len(pool) < examples:
-        raise DataError(f"The task has {len(pool)} training examples, {examples} were asked for: lower --examples.")
+    pool = enough_examples(warm_task(config).train, examples)
     picked = [pool[i] for i in range(examples)]
     model = warm.tuned.model.train()
     device = next(model.parameters()).device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from umbel.cli.console import err, out, say
+from umbel.cli.console import err, out
 from umbel.config import RunConfig
 from umbel.errors import ConfigError, RunError
 
@@ -112,7 +111,8 @@ def execute(settled: Plan, gpus: float = 0.0) -> None:
         RunError: the folder cannot be used, or the run ended without saying why.
         KeyboardInterrupt: Ctrl-C or SIGTERM; by then every process is gone.
     """
-    from coordinator.run_folder import RunFolder, discard_unused
+    from coordinator.run_folder import RunFolder
+    from umbel.cli.stoppable import stoppable
 
     os.environ["UMBEL_ROOT"] = str(settled.root)
     with RunFolder.open(settled.config, settled.config.run.id) as folder:
@@ -122,20 +122,9 @@ def execute(settled: Plan, gpus: float = 0.0) -> None:
         _print_results(folder.path)
         return
     err.print(f"{'Resuming' if resumed else 'Starting'} run {folder.id}", markup=False)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with stoppable(folder.path, f"umbel run -c run.id={folder.id}"):
         _watch(settled, folder.path, gpus)
-    except KeyboardInterrupt:
-        if not discard_unused(folder.path):
-            say(f"Stopped: resume it with 'umbel run -c run.id={folder.id}'.")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     _print_results(folder.path)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _watch(settled: Plan, folder: Path, gpus: float) -> None:

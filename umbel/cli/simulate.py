@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from umbel.cli.console import err, out, say
+from umbel.cli.console import err, out
 
 if TYPE_CHECKING:
     from simulations.ray_grid import RayGrid
@@ -111,32 +110,23 @@ def _show_plan(runs: list[Scenario], layout: ActorPlan) -> None:
 
 
 def _one(run: Scenario, address: str | None, which: str) -> Path:
-    from coordinator.run_folder import discard_unused
     from simulations.simulate import simulate as start
     from umbel.cli.progress import RunProgress
+    from umbel.cli.stoppable import stoppable
 
     config = run.config
     err.print(f"Simulating {run.name}{which} as run {config.run.id}", markup=False)
     metrics = _metrics(run)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with RunProgress(metrics, config.federation.rounds) as progress:
-            progress.say("starting the devices")
-            with _watching(progress) as watch:
-                folder = start(run, address=address, watch=watch)
-            progress.update()
-    except KeyboardInterrupt:
-        if not discard_unused(metrics.parent):
-            say(f"Stopped: resume it with 'umbel simulate {run.name} -c run.id={config.run.id}'.")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with (
+        stoppable(metrics.parent, f"umbel simulate {run.name} -c run.id={config.run.id}"),
+        RunProgress(metrics, config.federation.rounds) as progress,
+    ):
+        progress.say("starting the devices")
+        with _watching(progress) as watch:
+            folder = start(run, address=address, watch=watch)
+        progress.update()
     _print(folder)
     return folder
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _metrics(run: Scenario) -> Path:
