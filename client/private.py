@@ -20,8 +20,9 @@ from umbel.errors import ModelError
 from umbel.rows import RowMap
 
 if TYPE_CHECKING:
+    from client.distill import Collate
     from mllm.tasks.base import ExampleSet
-    from mllm.tasks.collate import Batch, Collator
+    from mllm.tasks.collate import Batch
     from mllm.tasks.example import Example
 
 AddNoise = Callable[[Vector], None]
@@ -90,44 +91,48 @@ class PrivateSteps:
         self,
         model: Any,
         parameters: dict[str, torch.nn.Parameter],
-        collator: Collator,
+        collator: Collate,
         examples: ExampleSet,
         steps: int,
         step: Callable[[], None],
+        *,
+        any_parameter: bool = False,
     ) -> None:
         """Makes ``steps`` steps on ``parameters``, which must be exactly those that require gradients.
 
         Args:
             step: makes the optimizer's step from each parameter's ``grad`` and clears it.
+            any_parameter: parameters act outside plain layers: only a microbatch of one knows their gradients.
 
         Raises:
             UnclaimedParameter: the engine does not know one of the parameters.
             ModelError, PrivacyError: as the engine's ``accumulate``.
         """
-        engine = make_engine(self._engine, model, parameters, self._plan.clipping_norm)
+        kind = "loop-any" if any_parameter and self._engine in ("auto", "loop") else self._engine
+        engine = make_engine(kind, model, parameters, self._plan.clipping_norm)
         for indices in self.batches(steps):
             chosen = [int(i) for i in indices]
             for start in range(0, len(chosen), self._microbatch):
                 self._accumulate(
-                    engine, model, collator, [examples[i] for i in chosen[start : start + self._microbatch]]
+                    engine, model, collator, [examples[i] for i in chosen[start : start + self._microbatch]], kind
                 )
             self._release(engine.take(), parameters)
             step()
 
-    def _accumulate(self, engine: GradientEngine, model: Any, collator: Collator, chunk: Sequence[Example]) -> None:
+    def _accumulate(
+        self, engine: GradientEngine, model: Any, collator: Collate, chunk: Sequence[Example], kind: str
+    ) -> None:
         batch = collator(chunk)
         engine.accumulate(
             lambda part: example_losses(model, part),
             batch,
-            self._rows(model, batch),
+            None if kind.startswith("loop") else self._rows(model, batch),
             len(chunk),
             lambda _batch, i: collator([chunk[i]]),
         )
 
     def _rows(self, model: Any, batch: Batch) -> RowMap | None:
-        """The row map; None where the engine needs none, or may do without because the family is not known."""
-        if self._engine == "loop":
-            return None
+        """The row map; None where the engine may do without because the family is not known."""
         try:
             return row_map(model, batch.inputs, batch.images_per_example)
         except ModelError:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ import torch
 
 from client import interrupt
 from client.batches import shuffled_batches, steps_for
+from client.distill import Collate, DistillingCollator, OtherModel, PreviousAdapter, Teacher
 from client.losses import example_losses
+from client.rounding import Rounding, rounded
 from strategies.client_round import ClientRound
 from umbel.config import TrainConfig
 from umbel.errors import ModelError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from mllm.lora import TunedModel
     from mllm.tasks.base import ExampleSet
     from mllm.tasks.collate import Collator
+    from umbel.adapter import Vector
     from umbel.side import SideTerm
 
 Parameters = dict[str, torch.nn.Parameter]
@@ -53,7 +56,14 @@ class Trainer:
     batch's gradient is the mean of its examples' gradients, whatever their lengths.
     """
 
-    def __init__(self, tuned: TunedModel, collator: Collator, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        tuned: TunedModel,
+        collator: Collator,
+        config: TrainConfig,
+        teacher: tuple[Any, Collator] | None = None,
+    ) -> None:
+        self._teacher = teacher
         self._tuned = tuned
         self._collator = collator
         self._config = config
@@ -86,26 +96,47 @@ class Trainer:
         """
         steps = steps_for(self._config, len(examples), amount)
         self._tuned.load(client.start, side)
-        with self._session(seed, client.trainable) as parameters:
-            step = _Step(parameters, self._config, client, steps, span)
+        collator = self._taught(client.start)
+        with self._session(seed, client.trainable) as parameters, rounded(self._tuned) as rounding:
+            step = _Step(parameters, self._config, client, steps, span, rounding)
             if private is not None:
-                private.run(self._tuned.model, parameters, self._collator, examples, steps, step)
+                private.run(
+                    self._tuned.model,
+                    parameters,
+                    collator,
+                    examples,
+                    steps,
+                    step,
+                    any_parameter=self._tuned.any_parameter,
+                )
                 return TrainResult(steps=steps, seen=steps * private.expected, loss=None)
             seen, total = 0, 0.0
             for indices in shuffled_batches(len(examples), self._config.batch_size, steps, seed):
-                total += self._accumulate(examples, indices)
+                total += self._accumulate(collator, examples, indices)
                 if self._config.max_grad_norm > 0:
                     torch.nn.utils.clip_grad_norm_(parameters.values(), self._config.max_grad_norm)
                 step()
                 seen += len(indices)
             return TrainResult(steps=steps, seen=float(seen), loss=total / max(seen, 1))
 
-    def _accumulate(self, examples: ExampleSet, indices: npt.NDArray[np.int64]) -> float:
+    def _taught(self, start: Vector) -> Collate:
+        """The collator, which adds a teacher's distributions to every batch where ``train.distill`` says so."""
+        config = self._config
+        if config.distill == "none":
+            return self._collator
+        teacher: Teacher = PreviousAdapter(self._tuned, start)
+        if config.distill == "teacher":
+            if self._teacher is None:
+                raise ModelError("train.distill is teacher, but no teacher was loaded: give the trainer one.")
+            teacher = OtherModel(*self._teacher)
+        return DistillingCollator(self._collator, teacher, config.distill_weight, config.distill_temperature)
+
+    def _accumulate(self, collator: Collate, examples: ExampleSet, indices: npt.NDArray[np.int64]) -> float:
         """Adds the batch's mean gradient to ``grad``; returns the sum of the per-example losses."""
         total = 0.0
         for start in range(0, len(indices), self._config.microbatch):
             chunk = indices[start : start + self._config.microbatch]
-            losses = example_losses(self._tuned.model, self._collator([examples[int(i)] for i in chunk]))
+            losses = example_losses(self._tuned.model, collator([examples[int(i)] for i in chunk]))
             (losses.sum() / len(indices)).backward()  # type: ignore[no-untyped-call]
             total += float(losses.detach().sum())
         if not np.isfinite(total):
@@ -146,7 +177,9 @@ class _Step:
         client: ClientRound,
         steps: int,
         span: tuple[float, float],
+        rounding: Rounding | None = None,
     ) -> None:
+        self._rounding = rounding
         self._parameters = parameters
         self._client = client
         self._optimizer = _optimizer(parameters, config)
@@ -162,6 +195,8 @@ class _Step:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._done += 1
+        if self._rounding is not None:
+            self._rounding.exact()
         if self._client.hooked:
             values = {name: p.detach().numpy() for name, p in self._parameters.items()}
             gradients = {name: p.grad.numpy() for name, p in self._parameters.items() if p.grad is not None}
@@ -171,6 +206,8 @@ class _Step:
         else:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._rounding is not None:
+            self._rounding.rounded()
 
 
 def learning_rate(config: TrainConfig, done: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,15 @@ from mllm.checkpoint import checkpoint_hash, resolve
 from mllm.hardware import native_bfloat16, pick_device, total_memory
 from mllm.hub_processor import load_processor
 from mllm.parts import find_parts, off_the_way
-from mllm.quantize import check_backend, quantize
+from mllm.quantize import Prepare, check_backend, quantize
 from mllm.quiet import no_progress_bars, quiet
 from mllm.report import QuantizationReport
 from umbel.config.model import Quantization
 from umbel.errors import ModelError, QuantizationError
 
 Compute = Literal["auto", "float32", "bfloat16"]
+Prepared = Callable[[Any, Any], Prepare | None]
+"""From the model as the checkpoint stores it and its processor to what is stored in the layers' place (or None)."""
 
 
 @dataclass
@@ -56,6 +58,8 @@ def load_base(
     device: str = "auto",
     compute: Compute = "auto",
     keep: Collection[str] = (),
+    parts: Mapping[str, str] | None = None,
+    prepare: Prepared | None = None,
 ) -> Base:
     """Loads a base from safetensors files; code from a checkpoint is never run.
 
@@ -67,6 +71,8 @@ def load_base(
         compute: dtype of activations. ``auto`` is bfloat16 on CUDA with hardware for it, else float32: on a CPU
             results then do not depend on the machine.
         keep: parts that stay unquantized, for example ``("vision",)``.
+        parts: backend of parts that are stored otherwise (:func:`umbel.config.model.quantization_of_parts`).
+        prepare: called before quantization; may prune the model in place, and calibrate (:mod:`mllm.calibrate`).
 
     Raises:
         ModelError: the checkpoint cannot be found, is incomplete, or is no vision-language model.
@@ -79,9 +85,10 @@ def load_base(
     path = resolve(name)
     with quiet(), no_progress_bars():
         model = _load_model(name, path)
-        backend = _auto(model, place) if quantization == "auto" else quantization
-        report = quantize(model, backend, place, dtype, asked=quantization, keep=keep)
         processor = load_processor(path)
+        backend = _auto(model, place) if quantization == "auto" else quantization
+        layers = None if prepare is None else prepare(model, processor)
+        report = quantize(model, backend, place, dtype, asked=quantization, keep=keep, parts=parts, prepare=layers)
     return Base(name, path, checkpoint_hash(path), model, processor, report)
 
 

@@ -1,4 +1,4 @@
-"""LoRA factors on a frozen base, through PEFT, and the flat vector they travel as (Hu et al. 2021)."""
+"""LoRA factors, DoRA and IA3 on a frozen base, through PEFT, and the flat vector they travel as (Hu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -55,12 +55,16 @@ class TunedModel:
         spec: names, as in PEFT's ``adapter_model.safetensors``, shapes and order of the factors.
         parameters: the float32 factors by those names, in that order.
         base: what it stands on; shared, and whole again after :meth:`detach`.
+        bits: of the fake quantization that training applies to the factors (``lora.quantization-aware``); 0 is none.
+        any_parameter: some parameters act outside plain layers, so only the loop engine knows their gradients.
     """
 
     model: Any
     spec: AdapterSpec
     parameters: dict[str, torch.nn.Parameter]
     base: Base
+    bits: int = 0
+    any_parameter: bool = False
     _shared: _Shared = field(default_factory=_Shared, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +83,7 @@ class TunedModel:
             spec = self.spec.with_rank(rank)
             device = next(iter(self.parameters.values())).device
             parameters = {t.name: torch.nn.Parameter(torch.zeros(t.shape, device=device)) for t in spec}
-            TunedModel(self.model, spec, parameters, self.base, self._shared)
+            TunedModel(self.model, spec, parameters, self.base, self.bits, _shared=self._shared)
         return self._shared.ranks[rank]
 
     def _install(self) -> None:
@@ -154,7 +158,10 @@ class TunedModel:
     def detach(self) -> Base:
         """Takes the factors off; the warm base can then carry another adapter. This object is of no use after."""
         self._shared.side.clear()
-        self.model.unload()
+        if self.spec.pairs:
+            self.model.unload()
+        else:
+            _take_off(self.base.model)  # IA3's own unload refuses 4-bit layers even when nothing is merged
         self.parameters = {}
         if hasattr(self.base.model, "peft_config"):
             del self.base.model.peft_config
@@ -163,27 +170,35 @@ class TunedModel:
     def _config(self, lora: LoraShape) -> dict[str, Any]:
         body: dict[str, Any] = dict(self.model.peft_config[_ADAPTER].to_dict())
         kind = type(self.base.model)
+        if "lora_alpha" in body:
+            body |= {"r": lora.rank, "lora_alpha": lora.alpha}
         body |= {
             "base_model_name_or_path": self.base.source,
             "inference_mode": True,
-            "r": lora.rank,
-            "lora_alpha": lora.alpha,
             "auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__},
         }
         # Sets come in an order that changes from process to process.
         return {key: sorted(value) if isinstance(value, set) else value for key, value in body.items()}
 
 
+def _take_off(model: Any) -> None:
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.get_base_layer())
+
+
 def attach_lora(base: Base, config: LoraConfig, *, seed: int) -> TunedModel:
-    """Puts LoRA factors on the chosen linears of ``base``.
+    """Puts LoRA factors, DoRA or IA3 on the chosen linears of ``base``.
 
     A is drawn from U(-1/sqrt(in), 1/sqrt(in)) by a generator of its own for every tensor, keyed by ``seed`` and
     the tensor's name; B is zero, so the tuned model starts equal to its base. The same seed gives the same bits
-    in every process; the global generators are left as they were.
+    in every process; the global generators are left as they were. DoRA (Liu et al. 2024) adds each layer's column
+    norms, which start at those of the stored weight; IA3 (Liu et al. 2022) is one scale a channel, which starts at 1.
 
     Args:
         base: a base that carries no adapter.
-        config: rank, scale, dropout and where the factors sit.
+        config: method, rank, scale, dropout and where the adapter sits.
         seed: any integer.
 
     Raises:
@@ -192,17 +207,26 @@ def attach_lora(base: Base, config: LoraConfig, *, seed: int) -> TunedModel:
     if any(isinstance(module, BaseTunerLayer) for module in base.model.modules()):
         raise ModelError("The base carries an adapter already: detach it before attaching another.")
     sites = target_sites(base.model, config)
+    if config.method == "ia3" and config.modules.strip() == "auto":
+        sites = _ia3_sites(sites)
     paths = [site.path for site in sites]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT warns that merging into torchao weights is not possible; nothing is merged here.
         warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")
-        model = peft.get_peft_model(base.model, _peft_config(config, paths), adapter_name=_ADAPTER)
+        try:
+            model = peft.get_peft_model(base.model, _peft_config(config, paths), adapter_name=_ADAPTER)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            first = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ModelError(
+                f"{config.method} cannot be put on a base stored as {base.report.backend} ({first}): choose another "
+                "model.quantization or lora.method."
+            ) from None
     parameters = {
-        name.replace(f".{_ADAPTER}.", "."): parameter
+        name.removesuffix(f".{_ADAPTER}").replace(f".{_ADAPTER}.", "."): parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-    expected = {f"base_model.model.{path}.lora_{factor}.weight" for path in paths for factor in "AB"}
+    expected = {f"base_model.model.{path}.{tensor}" for path in paths for tensor in _TENSORS[config.method]}
     if set(parameters) != expected:
         odd = sorted(set(parameters) ^ expected)[0]
         model.unload()
@@ -210,10 +234,28 @@ def attach_lora(base: Base, config: LoraConfig, *, seed: int) -> TunedModel:
             f"Trainable parameters and LoRA targets differ (first {odd}): name modules that PEFT adapts one by one."
         )
     for name, parameter in parameters.items():
-        parameter.data = _initial(name, tuple(parameter.shape), seed).to(parameter.device)
+        parameter.data = _initial(name, parameter, seed).to(parameter.device)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     spec = AdapterSpec.from_shapes(shapes, LoraShape(config.rank, config.alpha, config.rslora))
-    return TunedModel(model, spec, parameters, base)
+    bits = BITS[config.quantization_aware]
+    return TunedModel(model, spec, parameters, base, bits, any_parameter=config.method in ("dora", "ia3"))
+
+
+_TENSORS = {
+    "lora": ("lora_A.weight", "lora_B.weight"),
+    "dora": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"),
+    "ia3": ("ia3_l",),
+}
+_FEEDFORWARD = ("down_proj", "fc2", "out_proj_mlp", "dense_4h_to_h")
+_KEYS_VALUES = ("k_proj", "v_proj", "key", "value", "qkv")
+BITS = {"none": 0, "int8": 8, "int4": 4}
+"""Bits of ``lora.quantization-aware``."""
+
+
+def _ia3_sites(sites: list[LinearSite]) -> list[LinearSite]:
+    """Keys, values and the input of each MLP's second linear, as the paper has it; all where none is known by name."""
+    found = [site for site in sites if site.path.rpartition(".")[2] in (*_KEYS_VALUES, *_FEEDFORWARD)]
+    return found or sites
 
 
 def target_sites(model: Any, config: LoraConfig) -> list[LinearSite]:
@@ -256,21 +298,34 @@ def _ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith("." + name)
 
 
-def _peft_config(config: LoraConfig, paths: list[str]) -> peft.LoraConfig:
+def _peft_config(config: LoraConfig, paths: list[str]) -> Any:
+    if config.method == "ia3":
+        return peft.IA3Config(
+            target_modules=paths,
+            feedforward_modules=[path for path in paths if path.rpartition(".")[2] in _FEEDFORWARD],
+        )
     return peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         use_rslora=config.rslora,
+        use_dora=config.method == "dora",
         lora_dropout=config.dropout,
         target_modules=paths,
         bias="none",
     )
 
 
-def _initial(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+def _initial(name: str, made: torch.Tensor, seed: int) -> torch.Tensor:
     if name.endswith(".lora_B.weight"):
-        return torch.zeros(shape)
+        return torch.zeros(made.shape)
+    if not name.endswith(".lora_A.weight"):
+        return made.detach().float()  # what the method starts from, fixed by the base alone
+    return seeded_uniform(name, tuple(made.shape), seed)
+
+
+def seeded_uniform(name: str, shape: tuple[int, ...], seed: int, bound: float | None = None) -> torch.Tensor:
+    """float32 values from U(-bound, bound), 1/sqrt(last dimension) by default, fixed by seed and name alone."""
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-    bound = 1 / math.sqrt(shape[1])
-    return torch.rand(shape, generator=generator) * (2 * bound) - bound
+    width = 1 / math.sqrt(shape[-1]) if bound is None else bound
+    return torch.rand(shape, generator=generator) * (2 * width) - width

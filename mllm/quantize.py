@@ -7,7 +7,7 @@ name does not match. Gradients through a quantized layer must equal those throug
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,10 +27,20 @@ _REFUSED = {
     "hqq": "HQQ layers of transformers cannot be trained through",
 }
 _TOLERANCE = 0.02
+Prepare = Callable[[LinearSite, str], torch.Tensor]
+"""From a layer and its backend to the float32 weight [out, in] that is stored in place of its own."""
 
 
 def quantize(
-    model: Any, backend: str, device: torch.device, compute: torch.dtype, *, asked: str = "", keep: Collection[str] = ()
+    model: Any,
+    backend: str,
+    device: torch.device,
+    compute: torch.dtype,
+    *,
+    asked: str = "",
+    keep: Collection[str] = (),
+    parts: Mapping[str, str] | None = None,
+    prepare: Prepare | None = None,
 ) -> QuantizationReport:
     """Quantizes the transformer linears of language model and vision tower in place and moves ``model``.
 
@@ -41,52 +51,74 @@ def quantize(
         compute: dtype of activations and of all that is not quantized.
         asked: for the report, what the user wrote.
         keep: parts (``vision``) that stay as they are, besides the projector.
+        parts: backend of parts that are stored otherwise than ``backend``; the only way to quantize a projector.
+        prepare: what is stored in a layer's place, for calibration; its own weight by default.
 
     Raises:
         QuantizationError: the backend is unknown, cannot be used here or has wrong gradients; there is nothing
             to quantize; or a layer is not quantized afterwards.
         ModelError: ``keep`` names no part.
     """
-    check_backend(backend)
-    unknown = sorted(set(keep) - set(PARTS))
+    chosen = {part: "none" if part == "projector" or part in keep else backend for part in PARTS} | dict(parts or {})
+    for one in (backend, *chosen.values()):
+        check_backend(one)
+    unknown = sorted((set(keep) | set(chosen)) - set(PARTS))
     if unknown:
         raise ModelError(f"Part {unknown[0]!r} is unknown: choose from {', '.join(PARTS)}.")
     before = _bytes(model)
     planned: list[LinearSite] = []
     exempt: dict[str, str] = {}
     for site in linear_sites(model):
-        reason = site.exempt or _kept(site, keep)
-        if backend == "none":
-            reason = "no quantization asked for"
+        reason = site.exempt or _kept(site, chosen, keep, backend)
         if reason:
             exempt[site.path] = reason
         else:
             planned.append(site)
-    if backend != "none" and not planned:
+    wanted = sorted({backend, *chosen.values()} - {"none"})
+    idle = sorted(
+        part for part, one in (parts or {}).items() if one != "none" and not any(s.part == part for s in planned)
+    )
+    if idle:
         raise QuantizationError(
-            f"Quantization {backend!r} was asked for, but {type(model).__name__} has no linear layer to quantize: "
+            f"The {idle[0]} part was to be stored as {chosen[idle[0]]!r}, but it has no linear layer: leave it out of "
+            "model.quantization-parts."
+        )
+    if wanted and not planned:
+        raise QuantizationError(
+            f"Quantization {wanted[0]!r} was asked for, but {type(model).__name__} has no linear layer to quantize: "
             "use 'none' or keep fewer parts."
         )
     sizes = {site.path: weight_bytes(site.module.weight) for site in planned}
+    errors: dict[str, float] = {}
     for site in planned:
         parent, _, name = site.path.rpartition(".")
-        setattr(model.get_submodule(parent), name, quantized_linear(site.module, backend, device, compute))
+        made = quantized_linear(_prepared(site, chosen[site.part], prepare), chosen[site.part], device, compute)
+        errors[site.path] = weight_error(site.module.weight, dequantized_weight(made))
+        setattr(model.get_submodule(parent), name, made)
     _move_rest(model, {site.path for site in planned}, device, compute)
     model.requires_grad_(False)
     model.eval()
     # PEFT chooses its LoRA layer by these flags, which transformers' own loader would have set.
-    if backend.startswith("nf4"):
+    used = {chosen[site.part] for site in planned}
+    if used & {"nf4", "nf4-double"}:
         model.is_loaded_in_4bit = True
-    elif backend == "int8":
+    if "int8" in used:
         model.is_loaded_in_8bit = True
-    _verify(model, planned, backend, device, compute)
+    _verify(model, planned, chosen, device, compute)
     return QuantizationReport(
         asked=asked or backend,
         backend=backend,
         device=str(device),
         compute=str(compute).removeprefix("torch."),
         modules=tuple(
-            QuantizedModule(s.path, s.part, sizes[s.path], weight_bytes(model.get_submodule(s.path).weight))
+            QuantizedModule(
+                s.path,
+                s.part,
+                sizes[s.path],
+                weight_bytes(model.get_submodule(s.path).weight),
+                chosen[s.part],
+                errors[s.path],
+            )
             for s in planned
         ),
         exempt=tuple(_others(model, {s.path for s in planned}, exempt)),
@@ -103,10 +135,28 @@ def check_backend(backend: str) -> None:
     raise QuantizationError(f"Quantization {backend!r} cannot be used ({why}): choose auto, {', '.join(BACKENDS)}.")
 
 
-def _kept(site: LinearSite, keep: Collection[str]) -> str:
-    if site.part == "projector":
-        return "projector"
-    return f"{site.part} is kept" if site.part in keep else ""
+def weight_error(weight: torch.Tensor, stored: torch.Tensor) -> float:
+    """|stored - weight| / |weight| in the Frobenius norm, both in float32; 0 for a weight of zeros stored exactly."""
+    exact = weight.detach().float().to(stored.device)
+    difference = float(torch.linalg.vector_norm(stored.float() - exact))
+    return difference / max(float(torch.linalg.vector_norm(exact)), 1e-30) if difference else 0.0
+
+
+def _prepared(site: LinearSite, backend: str, prepare: Prepare | None) -> nn.Linear:
+    if prepare is None:
+        return site.module
+    made = nn.Linear(site.module.in_features, site.module.out_features, bias=False, device="meta")
+    made.weight = nn.Parameter(prepare(site, backend), requires_grad=False)
+    made.bias = site.module.bias
+    return made
+
+
+def _kept(site: LinearSite, chosen: Mapping[str, str], keep: Collection[str], backend: str) -> str:
+    if chosen[site.part] != "none":
+        return ""
+    if site.part in keep or (backend != "none" and site.part != "projector"):
+        return f"{site.part} is kept"
+    return "no quantization asked for" if backend == "none" else "projector"
 
 
 def _others(model: nn.Module, planned: set[str], reasons: dict[str, str]) -> list[ExemptModule]:
@@ -136,19 +186,23 @@ def _move_rest(model: nn.Module, planned: set[str], device: torch.device, comput
 
 
 def _verify(
-    model: nn.Module, planned: list[LinearSite], backend: str, device: torch.device, compute: torch.dtype
+    model: nn.Module,
+    planned: list[LinearSite],
+    chosen: Mapping[str, str],
+    device: torch.device,
+    compute: torch.dtype,
 ) -> None:
-    checked: set[tuple[int, ...]] = set()
+    checked: set[tuple[Any, ...]] = set()
     for site in planned:
-        module = model.get_submodule(site.path)
+        module, backend = model.get_submodule(site.path), chosen[site.part]
         if not is_quantized(module):
             raise QuantizationError(
                 f"Module {site.path} is not quantized though {backend!r} was asked for: choose another quantization or "
                 "report the layer's type, " + type(module).__name__ + "."
             )
         weight = dequantized_weight(module)
-        if tuple(weight.shape) not in checked:
-            checked.add(tuple(weight.shape))
+        if (backend, *weight.shape) not in checked:
+            checked.add((backend, *weight.shape))
             _check_gradient(site.path, module, weight, backend, device, compute)
 
 

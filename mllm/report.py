@@ -9,12 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class QuantizedModule:
-    """One quantized linear: module path, part, and bytes of its weight before (as stored) and after."""
+    """One quantized linear: module path, part, and bytes of its weight before (as stored) and after.
+
+    ``backend`` is how it is stored; ``error`` is |Q(W) - W| / |W| in the Frobenius norm, W in float32 (0 for W = 0).
+    """
 
     path: str
     part: str
     before: int
     after: int
+    backend: str = ""
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class QuantizationReport:
 
     Attributes:
         asked: the quantization that was asked for, perhaps ``auto``.
-        backend: what ``auto`` became.
+        backend: what ``auto`` became, of all parts that are not stored otherwise.
         device: where the weights are.
         compute: dtype of activations and of what is not quantized.
         modules: what was quantized.
@@ -59,8 +64,12 @@ class QuantizationReport:
         size = f"{self.bytes_before / 1e6:.1f} MB as stored, {self.bytes_after / 1e6:.1f} MB in memory"
         if not self.modules:
             return f"Not quantized ({self.backend}), {self.compute} on {self.device}, {size}."
-        parts = ", ".join(f"{n} in {part}" for part, n in Counter(m.part for m in self.modules).items())
+        counts = Counter((m.part, m.backend or self.backend) for m in self.modules)
+        mixed = len({backend for _, backend in counts}) > 1
+        parts = ", ".join(f"{n} in {part}{f' as {kind}' if mixed else ''}" for (part, kind), n in counts.items())
+        one = next(iter(counts))[1]
         return (
-            f"{len(self.modules)} linear layers as {self.backend} ({parts}), {len(self.exempt)} modules kept, "
+            f"{len(self.modules)} linear layers{'' if mixed else f' as {one}'} ({parts}), {len(self.exempt)} modules "
+            f"kept, "
             f"{self.compute} on {self.device}, {size}."
         )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from umbel.adapter import Vector
 from umbel.config import RunConfig
+from umbel.config.model import ModelConfig, quantization_of_parts
+from umbel.errors import ModelError
 
 if TYPE_CHECKING:
     from mllm.load import Base
     from mllm.lora import TunedModel
-    from mllm.tasks.base import Task
+    from mllm.tasks.base import ExampleSet, Task
     from mllm.tasks.collate import Collator
 
 
@@ -32,6 +34,7 @@ class WarmModel:
 _lock = threading.Lock()
 _model: tuple[object, WarmModel] | None = None
 _task: tuple[object, Task] | None = None
+_teacher: tuple[object, tuple[Any, Collator]] | None = None
 
 
 def warm_model(config: RunConfig) -> WarmModel:
@@ -44,19 +47,78 @@ def warm_model(config: RunConfig) -> WarmModel:
     """
     global _model  # one warm model per process is the point of this module
     key = (config.model, config.lora, config.run.seed)
+    public = warm_task(config).pretrain if config.model.calibration != "none" else None
     with _lock:
         if _model is None or _model[0] != key:
-            from mllm.load import load_base
-            from mllm.lora import attach_lora
             from mllm.tasks.collate import Collator
+            from mllm.tune import attach
 
             _model = None  # frees the old base before the new one is loaded
-            base = load_base(config.model.name, config.model.quantization)
-            tuned = attach_lora(base, config.lora, seed=config.run.seed)
+            base = _loaded(config.model, public)
+            tuned = attach(base, config.lora, seed=config.run.seed)
             if config.model.gradient_checkpointing:
                 tuned.enable_gradient_checkpointing()
             _model = (key, WarmModel(base, tuned, Collator(base.processor), tuned.vector()))
         return _model[1]
+
+
+def load_configured(config: RunConfig) -> Base:
+    """A base of its own as ``config.model`` says, without an adapter; nothing is kept for others.
+
+    Raises:
+        ModelError: as :func:`warm_model`.
+        DataError: a calibration's public data cannot be read.
+    """
+    return _loaded(config.model, warm_task(config).pretrain if config.model.calibration != "none" else None)
+
+
+def _loaded(config: ModelConfig, public: ExampleSet | None) -> Base:
+    """The base as ``model.*`` says: pruned, calibrated, quantized, with fewer tokens and with cached features."""
+    from mllm.features import attach_feature_cache, feature_store, tower_hash
+    from mllm.load import load_base
+    from mllm.prepare import preparation
+    from mllm.tokens import TokenPlan, attach_tokens
+
+    base = load_base(
+        config.name,
+        config.quantization,
+        parts=quantization_of_parts(config.quantization_parts),
+        prepare=preparation(config, lambda: public),
+    )
+    if config.tokens != "none":
+        attach_tokens(base.model, base.processor, TokenPlan(config.tokens, config.token_share, config.token_layer))
+    if config.feature_cache != "none":
+        report = base.report
+        how = (config.prune, config.prune_share, config.calibration, config.calibration_examples)
+        vision = sorted((m.path, m.backend) for m in report.modules if m.part == "vision")
+        tower = tower_hash(base.hash, report.compute, vision, *how)
+        attach_feature_cache(base.model, feature_store(config.feature_cache, tower, config.feature_cache_mb))
+    return base
+
+
+def warm_teacher(config: RunConfig) -> tuple[Any, Collator]:
+    """The model of ``train.teacher`` and its collator, loaded at most once a process and stored as the base is.
+
+    Raises:
+        ModelError: the teacher cannot be loaded, or has another tokenizer than the base.
+    """
+    global _teacher
+    key = (config.train.teacher, config.model.quantization)
+    student = warm_model(config).collator
+    with _lock:
+        if _teacher is None or _teacher[0] != key:
+            from mllm.load import load_base
+            from mllm.tasks.collate import Collator
+
+            base = load_base(config.train.teacher, config.model.quantization)
+            _teacher = (key, (base.model, Collator(base.processor)))
+        model, collator = _teacher[1]
+    if collator.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise ModelError(
+            f"Teacher {config.train.teacher} has another tokenizer than {config.model.name}, so it says nothing about "
+            "the same tokens: choose a teacher of the same family."
+        )
+    return model, collator
 
 
 def warm_task(config: RunConfig) -> Task:

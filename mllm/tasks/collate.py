@@ -152,6 +152,9 @@ class Collator:
         tokens = {name: value for name, value in found.items() if value.shape == shape}
         others = {name: value for name, value in found.items() if name not in tokens}
         per_row = {name: [row[keep] for row, keep in zip(value, mask, strict=True)] for name, value in tokens.items()}
+        fewer = getattr(self.processor, "umbel_tokens", None)
+        if fewer is not None:
+            per_row = _thinned(per_row, *fewer)
         return per_row.pop("input_ids"), per_row, others
 
     def _encode_kept(
@@ -216,3 +219,12 @@ class Collator:
 
 def _stack(rows: list[Tensor], fill: int, side: str) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=side)
+
+
+def _thinned(per_row: dict[str, list[Tensor]], token: int, before: int, kept: int) -> dict[str, list[Tensor]]:
+    """Of every ``before`` image placeholders of a row the first ``kept``, in every map of tokens alike."""
+    places = []
+    for row in per_row["input_ids"]:
+        image = row == token
+        places.append(~image | ((image.cumsum(dim=0) - 1) % before < kept))
+    return {name: [row[keep] for row, keep in zip(rows, places, strict=True)] for name, rows in per_row.items()}

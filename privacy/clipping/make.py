@@ -21,7 +21,8 @@ def make_engine(
     """The engine of this kind.
 
     Args:
-        kind: one of :data:`KINDS`; "auto" books where a row map is given and loops where none is.
+        kind: one of :data:`KINDS`; "auto" books where a row map is given and loops where none is; "loop-any" also
+            clips parameters that no layer holds (:class:`LoopEngine`), and is chosen by what is trained, not by a user.
         model: the model whose parameters are trained, in the mode (train or eval) it is trained in.
         trainable: name to parameter, float32; exactly those of the model that require gradients.
         clipping_norm: C, positive and finite.
@@ -34,8 +35,8 @@ def make_engine(
         return AutoEngine(model, trainable, clipping_norm)
     if kind == "bookkeeping":
         return BookkeepingEngine(model, trainable, clipping_norm)
-    if kind == "loop":
-        return LoopEngine(model, trainable, clipping_norm)
+    if kind in ("loop", "loop-any"):
+        return LoopEngine(model, trainable, clipping_norm, any_parameter=kind == "loop-any")
     if kind in ("opacus", "opacus-ghost"):
         from privacy.clipping.opacus import OpacusEngine  # imports slowly, and most runs do without
 

@@ -21,6 +21,10 @@ COMMANDS = {
     "runs": ("umbel.cli.runs", "List the runs."),
     "report": ("umbel.cli.report", "Write a run's report.html again and say where it is."),
     "evaluate": ("umbel.cli.evaluate", "Measure a run's adapter on the task's evaluation sets."),
+    "chat": ("umbel.cli.chat", "Ask a model, with or without an adapter, about images."),
+    "predict": ("umbel.cli.predict", "Answer a whole file of questions; resumable."),
+    "model": ("umbel.cli.model", "Show what a base is made of and what its quantization costs."),
+    "benchmark": ("umbel.cli.benchmark", "Run a benchmark of this checkout."),
     "export": ("umbel.cli.export", "Copy a run's adapter to a folder that PEFT loads."),
     "config": ("umbel.cli.config", "Show every option with its default and meaning."),
     "base": ("umbel.cli.base", "Build the base models that umbel ships recipes for."),
@@ -32,6 +36,9 @@ COMMANDS = {
     "bundle": ("umbel.cli.bundle", "Write or check an offline installation, or a bundle without code."),
     "backup": ("umbel.cli.backup", "Copy ledger, audit log and registry to one archive."),
     "restore": ("umbel.cli.restore", "Put a backup back; never lowers what was spent."),
+    "site": ("umbel.cli.site", "A site's own agent: its policy, its budget, its log."),
+    "provision": ("umbel.cli.provision", "Enrol, renew and revoke: certificates, node keys and the roster."),
+    "release": ("umbel.cli.release", "Sign, serve, fetch and verify the adapters of finished runs."),
     "version": ("umbel.cli.version", "Show the versions of umbel and what it stands on."),
 }
 """Name: module whose ``app`` is the command, and the help line. One line a command."""

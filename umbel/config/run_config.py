@@ -16,6 +16,7 @@ from umbel.config.section import Section
 from umbel.config.strategy import StrategyConfig
 from umbel.config.task import TaskConfig
 from umbel.config.train import TrainConfig
+from umbel.config.tuning import impossible
 from umbel.errors import ConfigError
 
 Scalar = bool | int | float | str
@@ -60,6 +61,8 @@ class RunConfig(Section):
                 f"strategy.client-ranks {ranks} goes above lora.rank {self.lora.rank}, the server's: raise lora.rank "
                 "or lower them"
             )
+        for reason in impossible(self):
+            raise ValueError(reason)
         return self
 
     @classmethod

@@ -32,5 +32,13 @@ class TrainConfig(Section):
     """Most examples in one forward pass: gradients of several are accumulated to a batch."""
     max_grad_norm: float = Field(default=1.0, ge=0, alias="max-grad-norm")
     """Clip the batch gradient (without example-level DP); 0 switches it off. Not a privacy mechanism."""
+    distill: Literal["none", "global", "teacher"] = "none"
+    """Also learn what the adapter as it was sent says (against forgetting), or what a larger teacher says."""
+    distill_weight: float = Field(default=0.5, gt=0, le=1, alias="distill-weight")
+    """Share of the loss that distillation gets."""
+    distill_temperature: float = Field(default=2.0, gt=0, alias="distill-temperature", allow_inf_nan=False)
+    """Both distributions are softened by it."""
+    teacher: str = Field(default="none", min_length=1)
+    """A directory or hub id of the teacher, with the same tokenizer; none without one."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one training client."""

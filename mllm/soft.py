@@ -1,0 +1,106 @@
+"""Soft tokens before a language model: trained embeddings (a prompt) or trained keys and values (a prefix).
+
+PEFT's own prompt and prefix tuning hand ``inputs_embeds`` to the whole model, which then never sees its images. Here
+they enter where the language model of a vision-language model begins, after image tokens have taken their places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mllm.parts import find_parts
+from umbel.errors import ModelError
+
+
+class SoftTokens(nn.Module):
+    """P soft tokens and the hook that puts them before every sequence.
+
+    The text keeps its places in the output. Positions count the soft tokens first and skip padding on either side.
+    Caches of past keys are refused: pass ``use_cache=False``.
+
+    Attributes:
+        kind: ``prompt`` (Lester et al. 2021): ``embeddings`` [P, width]; or ``prefix`` (Li and Liang 2021, without
+            its reparametrisation): ``keys`` and ``values`` [layers, P, heads, head width].
+    """
+
+    def __init__(self, kind: str, tokens: int, text: Any) -> None:
+        super().__init__()
+        self.kind, self.tokens = kind, tokens
+        if kind == "prompt":
+            self.embeddings = nn.Parameter(torch.zeros(tokens, int(text.hidden_size)))
+            return
+        heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        size = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+        shape = (int(text.num_hidden_layers), tokens, heads, size)
+        self.keys = nn.Parameter(torch.zeros(shape))
+        self.values = nn.Parameter(torch.zeros(shape))
+
+    def enter(self, _module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Forward pre-hook of the language model."""
+        past = kwargs.get("past_key_values")
+        embeds: Tensor | None = kwargs.get("inputs_embeds")
+        if past is not None or embeds is None:
+            raise ModelError("Soft tokens need inputs_embeds and no cache: call the whole model with use_cache=False.")
+        n, length = embeds.shape[:2]
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(n, length, dtype=torch.int64, device=embeds.device)
+        if mask.ndim != 2:
+            raise ModelError("Soft tokens need an attention mask of shape [n, T]: pass the tokenizer's.")
+        changed = dict(kwargs)
+        changed["attention_mask"] = torch.cat([mask.new_ones(n, self.tokens), mask], dim=1)
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0) + self.tokens
+        changed["use_cache"] = False
+        if self.kind == "prompt":
+            front = self.embeddings.to(embeds.dtype).expand(n, -1, -1)
+            changed["inputs_embeds"] = torch.cat([front, embeds], dim=1)
+            own = torch.arange(self.tokens, device=embeds.device).expand(n, -1)
+            changed["position_ids"] = torch.cat([own, places], dim=1)
+        else:
+            from transformers import DynamicCache
+
+            cache = DynamicCache()
+            for number, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+                parts = (part.to(embeds.dtype).transpose(0, 1).expand(n, -1, -1, -1) for part in (key, value))
+                cache.update(*parts, number)
+            changed["past_key_values"] = cache
+            changed["position_ids"] = places
+        return inputs, changed
+
+    def leave(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook of the language model: the prompt's own places are cut off again."""
+        output["past_key_values"] = None
+        if self.kind == "prompt":
+            name = "logits" if "logits" in output else "last_hidden_state"
+            output[name] = output[name][:, self.tokens :]
+        return output
+
+
+def attach_soft_tokens(model: Any, kind: str, tokens: int) -> tuple[SoftTokens, list[Any]]:
+    """Puts soft tokens (zeros) before the language model of ``model``, and returns them with the hooks' handles.
+
+    Raises:
+        ModelError: the language model counts positions in several dimensions, or has no attention for a prefix.
+    """
+    text = getattr(model.config, "text_config", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if text is None or "mrope_section" in rope:
+        raise ModelError(
+            f"{type(model).__name__} has positions of several dimensions, which soft tokens would break: set "
+            "lora.method to lora."
+        )
+    if kind == "prefix" and not hasattr(text, "num_attention_heads"):
+        raise ModelError(
+            f"The {text.model_type} language model has no attention for a prefix: set lora.method to lora."
+        )
+    (path,) = find_parts(model)["language"]
+    language = model.get_submodule(path)
+    soft = SoftTokens(kind, tokens, text)
+    handles = [
+        language.register_forward_pre_hook(soft.enter, with_kwargs=True),
+        language.register_forward_hook(soft.leave),
+    ]
+    return soft, handles

@@ -1,0 +1,174 @@
+"""Fewer image tokens from a layer of the language model on: FastV and visual token withdrawal.
+
+Positions are dropped where a layer begins and put back, as zeros, after the last one, so that logits keep their places;
+the kept tokens keep their positions, masks and order. Everything is per example: a batch and its examples one by one
+give the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from umbel.errors import ModelError
+
+
+class LayerDrop:
+    """Hooks on the layers of one language model.
+
+    FastV (Chen et al. 2024, arXiv 2403.06764) keeps the share of image tokens that layer ``after`` attends to most.
+    The paper asks the prompt's last token; a teacher-forced row does not show where its prompt ends, and a later
+    token would let the answer choose what is seen, so the first token after the example's last image is asked. A share
+    of 0 is visual token withdrawal (Lin et al. 2024, arXiv 2405.05803): all image tokens go.
+
+    Args:
+        embeddings: the input embeddings; their input shows where images are.
+        layers: of the decoder.
+        after: how many layers see every token, at least 1 and fewer than there are.
+        share: of each example's image tokens that stay, in [0, 1); rounded up.
+        image_token: id of the placeholder.
+
+    Raises:
+        ModelError: ``after`` does not fit, or a layer's attention cannot be asked.
+    """
+
+    def __init__(
+        self, embeddings: nn.Module, layers: nn.ModuleList, after: int, share: float, image_token: int
+    ) -> None:
+        if not 1 <= after < len(layers):
+            raise ModelError(
+                f"model.token-layer {after} does not fit a language model of {len(layers)} layers: choose 1 to "
+                f"{len(layers) - 1}."
+            )
+        asked: Any = layers[after - 1]
+        if share > 0 and not all(hasattr(getattr(asked, "self_attn", None), name) for name in ("q_proj", "k_proj")):
+            raise ModelError(
+                f"FastV asks the attention of {type(asked).__name__}, which has no q_proj and k_proj: use withdraw."
+            )
+        self._share, self._token = share, image_token
+        self._images: Tensor | None = None
+        self._scores: Tensor | None = None
+        self._places: Tensor | None = None
+        self._valid: Tensor | None = None
+        self._handles = [embeddings.register_forward_hook(self._see)]
+        if share > 0:
+            self._handles.append(layers[after - 1].register_forward_pre_hook(self._score, with_kwargs=True))
+        for number in range(after, len(layers)):
+            enter = self._first if number == after else self._later
+            self._handles.append(layers[number].register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(layers[len(layers) - 1].register_forward_hook(self._restore))
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _see(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        self._images = inputs[0] == self._token
+
+    def _score(self, layer: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Attention of the asking token to all, float32 [n, T], averaged over heads."""
+        hidden: Tensor = inputs[0] if inputs else kwargs["hidden_states"]
+        images = self._active(hidden)
+        if images is None:
+            return
+        with torch.no_grad():
+            attention = layer.self_attn
+            x = layer.input_layernorm(hidden.detach())
+            size = int(attention.head_dim)
+            query, key = (p(x).unflatten(-1, (-1, size)).transpose(1, 2) for p in (attention.q_proj, attention.k_proj))
+            last = torch.where(images, torch.arange(images.shape[1], device=images.device), -1).amax(dim=1)
+            asking = (last + 1).clamp(max=images.shape[1] - 1)
+            if kwargs.get("position_embeddings") is not None:
+                cos, sin = (part.unsqueeze(1).to(query.dtype) for part in kwargs["position_embeddings"])
+                query, key = query * cos + _half(query) * sin, key * cos + _half(key) * sin
+            query = query.gather(2, asking.view(-1, 1, 1, 1).expand(-1, query.shape[1], 1, size))
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            weights = (query @ key.transpose(2, 3)).float().squeeze(2) / math.sqrt(size)
+            self._scores = weights.masked_fill(~images.unsqueeze(1), float("-inf")).softmax(dim=-1).mean(dim=1)
+
+    def _active(self, hidden: Tensor) -> Tensor | None:
+        """Where images are, bool [n, T]; None when this pass has none, or goes on from a cache."""
+        images = self._images
+        if images is None or images.shape != hidden.shape[:2] or not bool(images.any()):
+            return None
+        return images
+
+    def _first(self, _layer: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden: Tensor = inputs[0] if inputs else kwargs["hidden_states"]
+        images = self._active(hidden)
+        self._places = self._valid = None
+        if images is None:
+            return None
+        if kwargs.get("past_key_values") is not None:
+            raise ModelError("Dropping image tokens inside the language model needs use_cache=False: pass it.")
+        keep = ~images
+        if self._share > 0 and self._scores is not None:
+            rank = self._scores.masked_fill(keep, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            wanted = (images.sum(dim=1, keepdim=True) * self._share).ceil()
+            keep = keep | (images & (rank < wanted))
+        length = int(keep.sum(dim=1).max())
+        self._places = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, :length]
+        self._valid = keep.gather(1, self._places)
+        self._shape = hidden.shape
+        short = hidden.gather(1, self._places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        changed = self._shortened(kwargs)
+        if inputs:
+            return (short, *inputs[1:]), changed
+        return inputs, changed | {"hidden_states": short}
+
+    def _later(self, _layer: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return None if self._places is None else (inputs, self._shortened(kwargs))
+
+    def _shortened(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer's mask and positions, for the kept tokens."""
+        assert self._places is not None
+        assert self._valid is not None
+        places, n = self._places, self._places.shape[0]
+        changed = dict(kwargs)
+        if kwargs.get("position_embeddings") is not None:
+            changed["position_embeddings"] = tuple(
+                part.expand(n, -1, -1).gather(1, places.unsqueeze(-1).expand(-1, -1, part.shape[-1]))
+                for part in kwargs["position_embeddings"]
+            )
+        if isinstance(kwargs.get("position_ids"), Tensor):
+            changed["position_ids"] = kwargs["position_ids"].expand(n, -1).gather(1, places)
+        changed["attention_mask"] = self._mask(kwargs.get("attention_mask"), places, self._valid)
+        return changed
+
+    @staticmethod
+    def _mask(mask: Tensor | None, places: Tensor, valid: Tensor) -> Tensor:
+        """[n, 1, L, L] over the kept tokens; a filler sees itself alone, so that no row is empty."""
+        n, length = places.shape
+        seen = valid.unsqueeze(1) | torch.eye(length, dtype=torch.bool, device=places.device)
+        if mask is None:
+            return (seen & (places.unsqueeze(1) <= places.unsqueeze(2))).unsqueeze(1)
+        if mask.ndim != 4:
+            raise ModelError(f"An attention mask of {mask.ndim} dimensions cannot be cut: use sdpa or eager attention.")
+        rows = mask.expand(n, -1, -1, -1).gather(
+            2, places.view(n, 1, length, 1).expand(-1, mask.shape[1], -1, mask.shape[3])
+        )
+        cut = rows.gather(3, places.view(n, 1, 1, length).expand(-1, mask.shape[1], length, -1))
+        own = (torch.eye(length, dtype=torch.bool, device=places.device) & ~valid.unsqueeze(2)).unsqueeze(1)
+        if cut.dtype == torch.bool:
+            return (cut & seen.unsqueeze(1)) | own
+        lowest = torch.finfo(cut.dtype).min
+        return cut.masked_fill(~seen.unsqueeze(1), lowest).masked_fill(own, 0.0)
+
+    def _restore(self, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+        if self._places is None or self._valid is None:
+            return None
+        short: Tensor = output[0] if isinstance(output, tuple) else output
+        real = short * self._valid.unsqueeze(-1).to(short.dtype)
+        # Fillers come last and would overwrite nothing: each place stands in the row once.
+        full = short.new_zeros(self._shape).scatter(1, self._places.unsqueeze(-1).expand_as(real), real)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def _half(x: Tensor) -> Tensor:
+    """(-x2, x1), of rotary embeddings."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)

@@ -1,0 +1,71 @@
+"""Whole runs of every way to tune, and of what may be done to a base, on a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from coordinator.remeasure import remeasure
+from coordinator.supported import check_privacy, check_supported
+from tests.federated import options, run_in_memory
+from umbel.config import RunConfig
+from umbel.errors import ConfigError
+
+PRIVATE = {"privacy__unit": "example", "privacy__epsilon": 20.0, "privacy__delta": 1e-2}
+SECURE = {"secagg__enabled": True, "secagg__clip": 20.0}
+RUNS = {
+    "dora": {"lora__method": "dora", **SECURE},
+    "ia3": {"lora__method": "ia3", **SECURE, **PRIVATE},
+    "adapter": {"lora__method": "adapter", **SECURE, **PRIVATE},
+    "prompt": {"lora__method": "prompt", "lora__tokens": 2, **SECURE, **PRIVATE},
+    "prefix": {"lora__method": "prefix", "lora__tokens": 2, **PRIVATE},
+    "distil": {"train__distill": "global", **SECURE, **PRIVATE},
+    "int4": {"lora__quantization_aware": "int4", **SECURE, **PRIVATE},
+    "tokens": {"model__tokens": "tome", "model__token_share": 0.5, "model__feature_cache": "memory", **PRIVATE},
+    "fastv": {"model__tokens": "fastv", "model__token_share": 0.5, "model__token_layer": 1, **PRIVATE},
+    "pruned": {
+        "model__prune": "heads",
+        "model__prune_share": 0.5,
+        "model__quantization": "nf4",
+        "model__quantization_parts": "projector:int8",
+        **PRIVATE,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_ends_and_its_adapter_measures_the_same_again(name, tiny_root, tmp_path):
+    changes = {"federation__rounds": 2, "run__directory": str(tmp_path), "run__id": name, **RUNS[name]}
+    flat = options(tiny_root, **changes)
+    config = RunConfig.from_flat(flat)
+    check_supported(config)
+    check_privacy(config)
+    folder = run_in_memory(flat)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["start", "round", "round", "end"]
+    assert all(len(line["survivors"]) == 4 for line in lines if line["kind"] == "round" and "survivors" in line)
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(np.isfinite(value).all() for value in tensors.values())
+    again = remeasure(folder, 0, lambda _: None)
+    told = lines[-1]["evaluation"]["eval"]
+    assert again["eval"].accuracy == pytest.approx(told["accuracy"])
+    assert again["eval"].loss == pytest.approx(told["loss"], rel=1e-4)
+
+
+def test_impossible_runs_are_refused_before_anybody_is_asked(tiny_root):
+    for changes in ({"lora__method": "dora", **PRIVATE}, {"lora__method": "ia3", "strategy__name": "ffa-lora"}):
+        with pytest.raises(ConfigError):
+            run_in_memory(options(tiny_root, run__id="never", **changes))
+    assert not (tiny_root / "runs" / "never").exists()
+
+
+def test_a_teacher_must_read_the_same_words(tiny_root, tmp_path):
+    from mllm.testing import tiny_composed
+    from mllm.warm import warm_teacher
+
+    same = tiny_composed("vit", layers=1, seed=3).save(tmp_path / "teacher")
+    flat = options(tiny_root, train__distill="teacher", train__teacher=str(same))
+    model, collator = warm_teacher(RunConfig.from_flat(flat))
+    assert model.config.vision_config.model_type == "vit"
+    assert collator.tokenizer.vocab_size > 0

@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.losses import example_losses
+from mllm.load import Base, load_base
+from mllm.lora import attach_lora
+from mllm.rows import one_example, row_map
+from mllm.tasks.collate import Batch
+from mllm.testing import tiny_composed, tiny_llava, tiny_qwen25vl
+from mllm.tokens import METHODS, TokenPlan, attach_tokens
+from mllm.tokens.merge import REDUCERS, pool, prumerge, tome
+from privacy.clipping import make_engine
+from umbel.config.model import LoraConfig
+from umbel.errors import ModelError
+
+
+def tokens(images=2, n=16, width=8, seed=0):
+    return torch.randn(images, n, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+@given(n=st.sampled_from([4, 9, 10, 16]), share=st.floats(0.01, 1.0))
+def test_a_reducer_gives_the_number_asked_for_and_knows_no_neighbours(name, n, share):
+    keep, x = max(1, round(n * share)), tokens(3, n)
+    out = REDUCERS[name](x, keep)
+    assert out.shape == (3, keep, 8)
+    assert torch.isfinite(out).all()
+    alone = torch.cat([REDUCERS[name](x[i : i + 1], keep) for i in range(3)])
+    assert torch.allclose(out, alone, atol=1e-6)
+    if keep == n:
+        assert torch.equal(out, x)
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_equal_tokens_stay_what_they_are(name):
+    x = tokens(1, 1).expand(2, 16, 8).contiguous()
+    assert torch.allclose(REDUCERS[name](x, 5), x[:, :5], atol=1e-6)
+
+
+def test_tome_keeps_the_weighted_mean_and_merges_twins_first():
+    x = tokens(1, 8)
+    x[:, 3] = x[:, 2] * 2  # the same direction: the most similar pair of an even and an odd place
+    out = tome(x, 7)
+    assert torch.allclose(out[0, 2], 1.5 * x[0, 2], atol=1e-6)
+    assert torch.allclose(out[0, 3:], x[0, 4:], atol=1e-6)
+    assert torch.allclose(tome(x, 1)[0, 0], x[0].mean(dim=0), atol=1e-5)
+
+
+def test_pool_of_a_grid_is_the_mean_of_its_cells():
+    x = torch.arange(16.0).view(1, 16, 1)
+    assert pool(x, 4).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+
+
+def test_prumerge_keeps_the_most_attended_place():
+    x = torch.zeros(1, 4, 2)
+    x[0, 2] = torch.tensor([8.0, 0.0])
+    x[0, :2, 1] = 0.1
+    assert prumerge(x, 1)[0, 0, 0] > 7
+
+
+def test_gradients_reach_merged_tokens():
+    for reduce in REDUCERS.values():
+        x = tokens().requires_grad_()
+        reduce(x, 4).sum().backward()
+        assert (x.grad.abs().sum(dim=-1) > 0).all()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    makers = {"composed": lambda: tiny_composed("siglip", layers=3), "llava": tiny_llava}
+    made = {}
+
+    def get(name):
+        if name not in made:
+            tiny = makers[name]()
+            made[name] = tiny.save(tmp_path_factory.mktemp(name))
+        return load_base(str(made[name]), "none")
+
+    return get
+
+
+def batch_for(base, kept):
+    """Three examples with one, two and no images, padded on the right, in text the placeholders that are left."""
+    rng = np.random.default_rng(0)
+    token = base.processor.tokenizer.convert_tokens_to_ids("<image>")
+    rows = [[token] * kept * count + rng.integers(5, 25, size=4 + count).tolist() for count in (1, 2, 0)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = ids.masked_fill((mask == 0) | (ids == token), -100)
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return Batch({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}, labels, [1, 2, 0], 3)
+
+
+PLANS = [TokenPlan(name, 0.25, 1) for name in METHODS]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.method)
+@pytest.mark.parametrize("family", ["composed", "llava"])
+def test_clipping_stays_exact(family, plan, saved):
+    """The book-keeping engine's sums and norms are the loop's, with adapters in tower, projector and language model."""
+    base = saved(family)
+    attached = attach_tokens(base.model, base.processor, plan)
+    tuned = attach_lora(base, LoraConfig(rank=2, targets="language,vision,projector"), seed=0)
+    noise = np.random.default_rng(0).normal(size=tuned.spec.size).astype(np.float32) * np.float32(0.05)
+    tuned.load(tuned.vector() + noise)
+    tuned.model.train()
+    batch = batch_for(base, attached.kept)
+    found = {}
+    for kind in ("bookkeeping", "loop"):
+        engine = make_engine(kind, tuned.model, tuned.parameters, 0.05)
+
+        def split(whole, i):
+            inputs = one_example(tuned.model, whole.inputs, whole.images_per_example, i)
+            return Batch(inputs, whole.labels[i : i + 1], [whole.images_per_example[i]], 1)
+
+        rows = row_map(tuned.model, batch.inputs, batch.images_per_example) if kind == "bookkeeping" else None
+        seen = engine.accumulate(lambda part: example_losses(tuned.model, part), batch, rows, 3, split)
+        found[kind] = (seen.norms, torch.cat([value.flatten() for value in engine.take().values()]))
+    assert torch.allclose(found["bookkeeping"][0], found["loop"][0], rtol=1e-4)
+    error = (found["bookkeeping"][1] - found["loop"][1]).norm() / found["loop"][1].norm()
+    assert error < 1e-4
+    assert found["loop"][1].norm() > 0
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.method)
+def test_a_row_is_the_same_alone_and_padding_changes_nothing(plan, saved):
+    base = saved("composed")
+    attached = attach_tokens(base.model, base.processor, plan)
+    batch = batch_for(base, attached.kept)
+    with torch.no_grad():
+        whole = base.model(**batch.inputs, use_cache=False).logits
+        for i in range(3):
+            length = int(batch.inputs["attention_mask"][i].sum())
+            one = one_example(base.model, batch.inputs, [1, 2, 0], i)
+            one = {k: v[:, :length] if k in ("input_ids", "attention_mask") else v for k, v in one.items()}
+            alone = base.model(**one, use_cache=False).logits
+            assert torch.allclose(whole[i, :length], alone[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["fastv", "withdraw"])
+def test_later_tokens_do_not_change_earlier_predictions(method, saved):
+    """What is dropped must not depend on an answer: logits before it stay the same whatever the answer is."""
+    base = saved("composed")
+    attach_tokens(base.model, base.processor, TokenPlan(method, 0.25, 1))
+    batch = batch_for(base, 16)
+    changed = {**batch.inputs, "input_ids": batch.inputs["input_ids"].clone()}
+    changed["input_ids"][0, 18:] = 7
+    with torch.no_grad():
+        before = base.model(**batch.inputs, use_cache=False).logits[0, 16:18]
+        after = base.model(**changed, use_cache=False).logits[0, 16:18]
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_withdrawal_is_a_forward_pass_without_images_from_that_layer_on(saved):
+    """Text tokens after the last full layer attend to text alone: the oracle masks images there by hand."""
+    base = saved("composed")
+    batch = batch_for(base, 16)
+    one = one_example(base.model, batch.inputs, [1, 2, 0], 0)
+    length = int(batch.inputs["attention_mask"][0].sum())
+    one = {k: v[:, :length] if k in ("input_ids", "attention_mask") else v for k, v in one.items()}
+    model = base.model.language_model.model
+    image = one["input_ids"][0] == base.model.config.image_token_id
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+
+    def without_images(_layer, inputs, kwargs):
+        return inputs, {
+            **kwargs,
+            "attention_mask": (causal & (~image | torch.eye(length, dtype=torch.bool)))[None, None],
+        }
+
+    handles = [layer.register_forward_pre_hook(without_images, with_kwargs=True) for layer in model.layers[1:]]
+    with torch.no_grad():
+        expected = base.model(**one, use_cache=False).logits[0, ~image]
+        for handle in handles:
+            handle.remove()
+        attached = attach_tokens(base.model, base.processor, TokenPlan("withdraw", 0.5, 1))
+        got = base.model(**one, use_cache=False).logits[0, ~image]
+        attached.remove()
+        plain = base.model(**one, use_cache=False).logits[0, ~image]
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+
+
+def test_what_does_not_fit_is_refused(saved):
+    base = saved("composed")
+    with pytest.raises(ModelError, match="does not fit a language model of 3 layers"):
+        attach_tokens(base.model, base.processor, TokenPlan("fastv", 0.5, 3))
+    with pytest.raises(ModelError, match="unknown or impossible"):
+        TokenPlan("pool", 0.0)
+    with pytest.raises(ModelError, match="unknown or impossible"):
+        TokenPlan("sieve")
+    qwen = tiny_qwen25vl()
+    with pytest.raises(ModelError, match=r"set model\.tokens to none"):
+        attach_tokens(qwen.model, qwen.processor, TokenPlan("pool"))
+
+
+def test_dropping_layers_refuse_a_cache(saved):
+    base: Base = saved("composed")
+    attach_tokens(base.model, base.processor, TokenPlan("withdraw", 0.5, 1))
+    with torch.no_grad(), pytest.raises(ModelError, match="use_cache=False"):
+        base.model(**batch_for(base, 16).inputs, use_cache=True)
+
+
+def test_checkpointing_gives_the_same_gradients(saved):
+    base = saved("composed")
+    attach_tokens(base.model, base.processor, TokenPlan("fastv", 0.25, 1))
+    tuned = attach_lora(base, LoraConfig(rank=2), seed=0)
+    tuned.load(tuned.vector() + np.float32(0.01))
+    batch, found = batch_for(base, 16), []
+    tuned.model.train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            tuned.enable_gradient_checkpointing()
+        tuned.model.zero_grad()
+        example_losses(tuned.model, batch).sum().backward()
+        found.append(torch.cat([p.grad.flatten().clone() for p in tuned.parameters.values()]))
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-7)

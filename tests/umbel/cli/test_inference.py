@@ -1,0 +1,122 @@
+"""``umbel chat``, ``predict``, ``model`` and ``benchmark``, as a shell calls them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mllm.load import load_base
+from mllm.testing import random_image, tiny_composed
+from mllm.tune import attach
+from tests.federated import options, run_in_memory
+from umbel.cli.main import main
+from umbel.config import LoraConfig
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_composed().save(folder / "base")
+    random_image(0).save(folder / "a.png")
+    (folder / "q.jsonl").write_text('{"image": "a.png", "question": "what colour is the shape ?"}\n' * 3)
+    tuned = attach(load_base(str(folder / "base"), "none"), LoraConfig(rank=2), seed=0)
+    tuned.save(folder / "adapter", tuned.vector() + np.float32(0.05))
+    return folder
+
+
+def call(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_chat_answers_on_stdout(root, capsys):
+    plain = ["chat", "--base", root / "base", "--image", root / "a.png", "--quantization", "none", "--most-tokens", 3]
+    code, out, err = call(capsys, *plain, "what colour is the shape ?")
+    assert code == 0
+    assert out.count("\n") == 1
+    assert "probability" in err
+    tuned = call(
+        capsys,
+        "chat",
+        "--adapter",
+        root / "adapter",
+        "--image",
+        root / "a.png",
+        "--augment",
+        2,
+        "--tuning-steps",
+        1,
+        "what ?",
+    )
+    assert tuned[0] == 0
+
+
+def test_predict_writes_every_answer(root, capsys, tmp_path):
+    target = tmp_path / "out.jsonl"
+    code, out, _ = call(capsys, "predict", root / "q.jsonl", target, "--adapter", root / "adapter", "--most-tokens", 2)
+    assert code == 0
+    assert "3 answers" in out
+    assert (
+        len(set(target.read_text().replace('"line": 2', '"line": 1').replace('"line": 3', '"line": 1').splitlines()))
+        == 1
+    )
+    assert call(capsys, "predict", root / "q.jsonl", target, "--base", root / "base")[0] == 70
+
+
+def test_a_run_is_asked_by_its_id(tiny_root, root, capsys, tmp_path):
+    folder = run_in_memory(options(tiny_root, run__directory=str(tmp_path), run__id="mine", federation__rounds=1))
+    for name in ("mine", folder, folder / "adapter"):
+        code, out, _ = call(
+            capsys, "chat", "--directory", tmp_path, "--adapter", name, "--image", root / "a.png", "what ?"
+        )
+        assert code == 0
+        assert out.strip() or out == "\n"
+    code, _, err = call(capsys, "chat", "--directory", tmp_path, "--adapter", "mine", "--base", "demo", "what ?")
+    assert code == 10
+    assert "leave --base out" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["chat", "what ?"], 10, "There is no model to ask"),
+        (["chat", "--adapter", "nowhere", "what ?"], 70, "neither a run nor a folder"),
+        (["chat", "--base", "demo", "--quantization", "int3", "what ?"], 10, "is unknown"),
+        (["chat", "--base", "{root}/base", "--image", "{root}/none.png", "what ?"], 20, "does not exist"),
+        (["predict", "{root}/none.jsonl", "{root}/x.jsonl", "--base", "{root}/base"], 20, "cannot be read"),
+        (["model", "inspect", "-c", "model.name={root}/nothing"], 30, "neither demo nor a directory"),
+        (["model", "inspect", "-c", "model.quantization-parts=vision:int2"], 10, "is no part:backend"),
+        (["benchmark", "nothing"], 10, "is unknown"),
+    ],
+)
+def test_bad_input_gets_one_sentence(arguments, code, sentence, root, capsys):
+    found, _, err = call(capsys, *(argument.replace("{root}", str(root)) for argument in arguments))
+    assert found == code
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_inspect_shows_every_layer(root, capsys):
+    chosen = [
+        "-c",
+        f"model.name={root / 'base'}",
+        "-c",
+        "model.quantization=nf4",
+        "-c",
+        "model.quantization-parts=projector:int8",
+    ]
+    code, out, _ = call(capsys, "model", "inspect", *chosen, "--json")
+    assert code == 0
+    body = json.loads(out)
+    assert {m["backend"] for m in body["modules"]} == {"nf4", "int8"}
+    assert all(0 < m["error"] < 0.2 and m["after"] < m["before"] for m in body["modules"])
+    code, out, _ = call(capsys, "model", "inspect", *chosen)
+    assert code == 0
+    assert "as nf4" in out
+
+
+def test_benchmarks_are_listed(capsys):
+    code, out, _ = call(capsys, "benchmark")
+    assert code == 0
+    assert "tokens" in out

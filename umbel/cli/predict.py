@@ -1,0 +1,56 @@
+"""``umbel predict INPUT OUTPUT``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from umbel.cli.console import err, out
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def predict(
+    questions: Annotated[Path, typer.Argument(help="JSONL: image (a name, a list of names or null) and question.")],
+    answers: Annotated[Path, typer.Argument(help="JSONL to write; must not exist.")],
+    adapter: Annotated[str | None, typer.Option(help="Id or folder of a run, or an adapter's folder.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base, where no run names it: demo, a directory, a hub id.")
+    ] = None,
+    quantization: Annotated[str, typer.Option(help="Of a base that no run decides about.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 16,
+    most_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
+    augment: Annotated[int, typer.Option(min=1, help="Average so many views of each image.")] = 1,
+    tuning_steps: Annotated[int, typer.Option(min=0, help="Steps of test-time prompt tuning; needs --augment.")] = 0,
+    directory: Annotated[str, typer.Option(help="Folder of all runs.")] = "runs",
+) -> None:
+    """Answer every line of a file. A run that was stopped goes on where it was; OUTPUT appears when it is whole."""
+    from umbel.cli.chat import backend
+
+    chosen = backend(quantization)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from mllm.inference.predict import Questions, predict_file
+
+    asked = Questions.read(questions)  # before anything heavy is loaded
+    from mllm.inference import Answerer
+    from umbel.cli.subject import load_subject
+
+    with err.status("loading the model"):
+        subject = load_subject(adapter, base, chosen, directory)
+        options = {"most_tokens": most_tokens, "augment": augment, "tuning_steps": tuning_steps}
+        answerer = Answerer(subject.model, subject.collator, **options)
+    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bars:
+        bar = bars.add_task("answering", total=len(asked))
+        identity = f"{subject.identity} {sorted(options.items())}"
+        count = predict_file(
+            asked, answers, answerer, identity=identity, batch_size=batch_size,
+            progress=lambda done: bars.update(bar, completed=done),
+        )  # fmt: skip
+    out.print(f"{count} answers in {answers}", markup=False, soft_wrap=True)
