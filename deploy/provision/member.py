@@ -71,5 +71,5 @@ class Index(BaseModel):
     version: int = 0
     """Of the last roster and list of signers."""
     members: dict[str, Member] = Field(default_factory=dict)
-    withdrawn: list[Issued] = Field(default_factory=list)
-    """Revoked certificates of members that enrolled again since."""
+    former: list[Member] = Field(default_factory=list)
+    """Revoked members whose name enrolled again since: their certificates stay revoked, their keys unusable."""
