@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -56,14 +56,7 @@ class Trainer:
     batch's gradient is the mean of its examples' gradients, whatever their lengths.
     """
 
-    def __init__(
-        self,
-        tuned: TunedModel,
-        collator: Collator,
-        config: TrainConfig,
-        teacher: tuple[Any, Collator] | None = None,
-    ) -> None:
-        self._teacher = teacher
+    def __init__(self, tuned: TunedModel, collator: Collator, config: TrainConfig) -> None:
         self._tuned = tuned
         self._collator = collator
         self._config = config
@@ -126,9 +119,9 @@ class Trainer:
             return self._collator
         teacher: Teacher = PreviousAdapter(self._tuned, start)
         if config.distill == "teacher":
-            if self._teacher is None:
-                raise ModelError("train.distill is teacher, but no teacher was loaded: give the trainer one.")
-            teacher = OtherModel(*self._teacher)
+            if self._collator.teacher is None:
+                raise ModelError("train.distill is teacher, but the collator names none: make both with warm_model.")
+            teacher = OtherModel(*self._collator.teacher())
         return DistillingCollator(self._collator, teacher, config.distill_weight, config.distill_temperature)
 
     def _accumulate(self, collator: Collate, examples: ExampleSet, indices: npt.NDArray[np.int64]) -> float:

@@ -222,9 +222,7 @@ def attach_lora(base: Base, config: LoraConfig, *, seed: int) -> TunedModel:
                 "model.quantization or lora.method."
             ) from None
     parameters = {
-        name.removesuffix(f".{_ADAPTER}").replace(f".{_ADAPTER}.", "."): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        _file_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     expected = {f"base_model.model.{path}.{tensor}" for path in paths for tensor in _TENSORS[config.method]}
     if set(parameters) != expected:
@@ -243,9 +241,17 @@ def attach_lora(base: Base, config: LoraConfig, *, seed: int) -> TunedModel:
 
 _TENSORS = {
     "lora": ("lora_A.weight", "lora_B.weight"),
-    "dora": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector.weight"),
+    "dora": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
     "ia3": ("ia3_l",),
 }
+
+
+def _file_name(name: str) -> str:
+    """The name that PEFT gives a tensor in its file."""
+    plain = name.removesuffix(f".{_ADAPTER}").replace(f".{_ADAPTER}.", ".")
+    return plain.removesuffix(".weight") if plain.endswith(".lora_magnitude_vector.weight") else plain
+
+
 _FEEDFORWARD = ("down_proj", "fc2", "out_proj_mlp", "dense_4h_to_h")
 _KEYS_VALUES = ("k_proj", "v_proj", "key", "value", "qkv")
 BITS = {"none": 0, "int8": 8, "int4": 4}

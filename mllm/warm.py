@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from umbel.adapter import Vector
@@ -46,7 +47,7 @@ def warm_model(config: RunConfig) -> WarmModel:
         ModelError: the model cannot be loaded, quantized or adapted.
     """
     global _model  # one warm model per process is the point of this module
-    key = (config.model, config.lora, config.run.seed)
+    key = (config.model, config.lora, config.run.seed, config.train.teacher)
     public = warm_task(config).pretrain if config.model.calibration != "none" else None
     with _lock:
         if _model is None or _model[0] != key:
@@ -58,7 +59,12 @@ def warm_model(config: RunConfig) -> WarmModel:
             tuned = attach(base, config.lora, seed=config.run.seed)
             if config.model.gradient_checkpointing:
                 tuned.enable_gradient_checkpointing()
-            _model = (key, WarmModel(base, tuned, Collator(base.processor), tuned.vector()))
+            collator = Collator(base.processor)
+            if config.train.teacher != "none":
+                collator.teacher = partial(
+                    warm_teacher, config
+                )  # loaded where somebody trains, not where one evaluates
+            _model = (key, WarmModel(base, tuned, collator, tuned.vector()))
         return _model[1]
 
 

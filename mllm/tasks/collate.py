@@ -7,7 +7,7 @@ tokenising the joined text instead may merge characters across the border.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,9 @@ class Collator:
     questions, and the pixel values of images that do not change, are kept: a client sees its few examples again
     and again. ``cache_bytes`` bounds the pixel values.
 
+    Attributes:
+        teacher: gives the model that distillation learns from and its own collator; None where nothing is distilled.
+
     Raises:
         ModelError: there is no processor, or its tokenizer has no end-of-sequence token.
     """
@@ -80,6 +83,7 @@ class Collator:
         self._prompts: dict[tuple[str, int], Tensor] = {}
         self._pixels: dict[ImageSource, Tensor] = {}
         self._answers: dict[tuple[str, bool], list[int]] = {}
+        self.teacher: Callable[[], tuple[Any, Collator]] | None = None
 
     @property
     def remembers(self) -> bool:

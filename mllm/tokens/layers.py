@@ -53,6 +53,7 @@ class LayerDrop:
         self._scores: Tensor | None = None
         self._places: Tensor | None = None
         self._valid: Tensor | None = None
+        self._dropped = False
         self._handles = [embeddings.register_forward_hook(self._see)]
         if share > 0:
             self._handles.append(layers[after - 1].register_forward_pre_hook(self._score, with_kwargs=True))
@@ -101,10 +102,15 @@ class LayerDrop:
         hidden: Tensor = inputs[0] if inputs else kwargs["hidden_states"]
         images = self._active(hidden)
         self._places = self._valid = None
+        past = kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length() > hidden.shape[1]:
+            # Layers of the cache have different lengths where tokens were dropped: nothing can go on from it.
+            if self._dropped:
+                raise ModelError("Dropping image tokens inside the language model needs use_cache=False: pass it.")
+            return None
+        self._dropped = images is not None
         if images is None:
             return None
-        if kwargs.get("past_key_values") is not None:
-            raise ModelError("Dropping image tokens inside the language model needs use_cache=False: pass it.")
         keep = ~images
         if self._share > 0 and self._scores is not None:
             rank = self._scores.masked_fill(keep, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -129,7 +129,7 @@ def test_a_trainer_distils_and_asks_for_its_teacher(base_folder, examples):
         moved[weight, "kl"] = float(example_losses(tuned.model, batch).detach().mean())
     assert moved[0.95, "kl"] < 0.5 * moved[0.0, "kl"]
     config = TrainConfig(amount=1, distill="teacher", teacher="x")
-    with pytest.raises(ModelError, match="no teacher was loaded"):
+    with pytest.raises(ModelError, match="collator names none"):
         Trainer(tuned, collator, config).train(data, client, seed=0)
 
 

@@ -201,8 +201,14 @@ def test_what_does_not_fit_is_refused(saved):
 def test_dropping_layers_refuse_a_cache(saved):
     base: Base = saved("composed")
     attach_tokens(base.model, base.processor, TokenPlan("withdraw", 0.5, 1))
-    with torch.no_grad(), pytest.raises(ModelError, match="use_cache=False"):
-        base.model(**batch_for(base, 16).inputs, use_cache=True)
+    batch = batch_for(base, 16)
+    with torch.no_grad():
+        plain = base.model(**batch.inputs, use_cache=False).logits
+        assert torch.allclose(base.model(**batch.inputs, use_cache=True).logits, plain, atol=1e-5)
+        with pytest.raises(ModelError, match="use_cache=False"):
+            base.model.generate(**batch.inputs, max_new_tokens=3)
+        text = {"input_ids": torch.tensor([[5, 6, 7]])}
+        assert base.model.generate(**text, max_new_tokens=3, min_new_tokens=3).shape[1] == 6
 
 
 def test_checkpointing_gives_the_same_gradients(saved):
