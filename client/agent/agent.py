@@ -36,6 +36,7 @@ from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, Trai
 
 T = TypeVar("T")
 logger = logging.getLogger("umbel.agent")
+Note = Callable[[dict[str, Any]], None]
 _SITES = 4
 _SECONDS = 0.2
 
@@ -154,7 +155,7 @@ class Agent:
 
     def dry_run(self, call: Call) -> tuple[str, ...]:
         """What speaks against the run; nothing is loaded, trained or spent."""
-        with self._noted(call, "dry run", {}) as note:
+        with self._noted(call, "dry run", {}) as (note, _):
             if not self.house.policy.dry_run:
                 raise SiteError("This site answers no dry runs: its owner can set dry-run=true.")
             found = objections(self.house, _definition(call))
@@ -170,8 +171,9 @@ class Agent:
         left: Callable[[T], dict[str, Any]],
     ) -> T:
         """Checks, works, and notes what leaves; the caller gets the answer only after the line is on disk."""
-        with self._noted(call, action, facts) as note:
+        with self._noted(call, action, facts) as (note, whose):
             definition = _definition(call)
+            whose["definition"] = definition.hash
             check_run(self.house, definition)
             with self._turn(call, action):
                 site, premises = self._site(call, definition)
@@ -181,7 +183,11 @@ class Agent:
             return answer
 
     @contextmanager
-    def _noted(self, call: Call, action: str, facts: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    def _noted(self, call: Call, action: str, facts: dict[str, Any]) -> Iterator[tuple[Note, dict[str, Any]]]:
+        """Notes what is asked, and what becomes of it: by the note that is made inside, or by the error that ends it.
+
+        Yields the note and the facts that every further line repeats.
+        """
         whose = {"coordinator": call.coordinator, "peer": call.peer, "run": call.run[:128], "action": action}
         options = hashlib.sha256(call.options.encode()).hexdigest()
         self.counts.asked += 1
@@ -192,7 +198,7 @@ class Agent:
             self.counts.left_bytes += int(what.get("bytes", 0))
 
         try:
-            yield note
+            yield note, whose
         except UmbelError as error:
             self.counts.refused += 1
             self._note("refused", whose, {"error": type(error).__name__, "reason": str(error)[:2000]})

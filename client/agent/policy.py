@@ -137,7 +137,7 @@ class Hours(Rule):
     def _known(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):
             raise ValueError(f"time zone {value!r} is unknown, expected a name such as Europe/Vienna") from None
         return value
 

@@ -152,10 +152,10 @@ def _bind(bind: Callable[[], int], address: str) -> int:
 
 
 def _private(address: str) -> None:
-    """A Unix socket keeps its owner's rights alone, whatever the umask was; a folder's group may widen them."""
+    """Only the owner may open a Unix socket, and the group of its folder where that group may enter the folder."""
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:"))
-        shared = stat.S_IMODE(path.parent.stat().st_mode) & 0o070 == 0o070
+        shared = stat.S_IMODE(path.parent.stat().st_mode) & 0o010
         path.chmod(0o660 if shared else 0o600)
 
 
