@@ -40,8 +40,9 @@ Mean = Callable[[int], Vector]
 """One round: its number in, the mean of all devices' updates out."""
 
 
+@functools.cache
 def noop_spec(mb: float) -> AdapterSpec:
-    """An adapter of ``mb`` megabytes."""
+    """An adapter of ``mb`` megabytes, the same object in one process, for every system."""
     return AdapterSpec.from_shapes({"m.lora_A.weight": (8, int(mb * 1e6 / 4 / 8))}, LoraShape(8, 16.0))
 
 
@@ -57,10 +58,29 @@ def noop_update(spec: AdapterSpec, device: int) -> Vector:
 
 def noop(message: Message, context: Context) -> Message:
     """A client that trains nothing."""
+    return Message(wire.pack_train_reply(_noop_reply(context)), reply_to=message)
+
+
+def _noop_reply(context: Context) -> wire.TrainReply:
     spec = noop_spec(float(context.run_config["mb"]))
     device = int(context.node_config["partition-id"])
-    reply = wire.TrainReply(spec.hash, noop_update(spec, device), {"examples": 1.0})
-    return Message(wire.pack_train_reply(reply), reply_to=message)
+    return wire.TrainReply(spec.hash, noop_update(spec, device), {"examples": 1.0})
+
+
+class _Noop:
+    """:func:`noop` as this project's own client does it: what is summed in its process is not packed before."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return noop(message, context)
+
+    def replies(
+        self, messages: Sequence[Message], contexts: Sequence[Context], *, lanes: int
+    ) -> list[wire.TrainReply | wire.Refusal]:
+        return [_noop_reply(context) for context in contexts]
+
+
+noop_client = _Noop()
+"""Looked up by name in the actors."""
 
 
 class Job:
@@ -155,7 +175,7 @@ def ours(job: Job, actors: int) -> Iterator[Mean]:
     from simulations.cluster import ray_session
     from simulations.ray_grid import RayGrid
 
-    client = "benchmarks.simulators:noop" if job.kind == "noop" else STOCK
+    client = "benchmarks.simulators:noop_client" if job.kind == "noop" else STOCK
     if job.kind == "train":
         client = "benchmarks.simulators:timed"
         os.environ["UMBEL_BENCHMARK_STEPS"] = str(job.root / "steps")
@@ -360,6 +380,11 @@ class _Timed:
 
     def many(self, messages: Sequence[Message], contexts: Sequence[Context], *, lanes: int) -> list[Message]:
         return self._inner.many(messages, contexts, lanes=lanes)
+
+    def replies(
+        self, messages: Sequence[Message], contexts: Sequence[Context], *, lanes: int
+    ) -> list[wire.TrainReply | wire.Refusal]:
+        return self._inner.replies(messages, contexts, lanes=lanes)
 
 
 timed = _Timed()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from umbel.wire import TrainOrder
 
 _NAME = "outcome"
 _TRAINED = "trained"
+_latest: tuple[weakref.ref[Vector], tuple[object, ...], str] | None = None
+"""The last key: many virtual devices of a process answer one and the same order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,18 @@ class RoundOutcome:
 
 def order_key(order: TrainOrder, config: RunConfig) -> str:
     """SHA-256 over everything in an order that training depends on, and the run's configuration."""
+    global _latest
+    known = (order.round, order.spec_hash, order.pooled, order.amount, order.pass_number, config)
+    if _latest is not None and not order.extras and _latest[0]() is order.adapter and _latest[1] == known:
+        return _latest[2]
     digest = hashlib.sha256(json.dumps(config.to_flat(), sort_keys=True).encode())
     digest.update(f"{order.round} {order.spec_hash} {order.pooled} {order.amount} {order.pass_number}".encode())
     digest.update(np.ascontiguousarray(order.adapter).tobytes())
     for name in sorted(order.extras):
         digest.update(f"{name} {order.extras[name].shape}".encode())
         digest.update(np.ascontiguousarray(order.extras[name]).tobytes())
+    if not order.extras:
+        _latest = (weakref.ref(order.adapter), known, digest.hexdigest())
     return digest.hexdigest()
 
 

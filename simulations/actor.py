@@ -13,6 +13,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from simulations.clients import ClientSource, ManyClient, answer_all, load_client
+from simulations.folding import fold_here
 from simulations.orders import Answer, Batch, adopt_identity, make_context, make_message
 from umbel import __version__
 
@@ -88,22 +89,17 @@ class DeviceActor:
             else make_context(order.node, self._nodes, self._run_config, RecordDict())
             for order in batch.orders
         ]
-        replies = answer_all(self._client, messages, contexts, self._lanes)
+        fold, replies = None, []
+        if batch.fold is None:
+            replies = answer_all(self._client, messages, contexts, self._lanes)
+        else:
+            fold = fold_here(self._client, self._content(batch.fold), messages, contexts, self._lanes)
         states = {}
         for order, context in zip(batch.orders, contexts, strict=True):
             if context.state or order.state:
                 state = pickle.dumps(context.state, protocol=pickle.HIGHEST_PROTOCOL)
                 if state != order.state:
                     states[order.node] = state
-        fold = None
-        if batch.fold is not None:
-            from coordinator.collect.fold import Fold
-            from coordinator.courier import read_reply
-
-            fold = Fold(self._content(batch.fold))
-            for order, reply in zip(batch.orders, replies, strict=True):
-                fold.take(read_reply(order.node, reply))
-            replies = []
         return Answer(replies, fold, states, time.perf_counter() - started)
 
     def _content(self, content: Any) -> Any:

@@ -7,7 +7,6 @@ aggregation as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -95,7 +94,7 @@ class FaultySite(LocalSite):
         self, config: RunConfig, index: int, count: int, store: ContextStore, *, run: str, faults: FaultPlan
     ) -> None:
         super().__init__(config, index, count, store, run=run)
-        self._faults = faults
+        self._faults, self._partition = faults, index
         self._malice = faults.malice if index in faults.hostile() else None
         self._blind = index in faults.without_images()
 
@@ -122,11 +121,11 @@ class FaultySite(LocalSite):
         if update.dtype != np.float32:  # a quantizer's bytes: only their length and age can be wrong
             sent = update
         elif self._malice in ("sign-flip", "scale", "random"):
-            seed = int(generator("attack", self._faults.seed, self._index, round_number).integers(1 << 31))
+            seed = int(generator("attack", self._faults.seed, self._partition, round_number).integers(1 << 31))
             sent = corrupted(update, self._malice, seed)
         else:
             sent = update
-        how = self._faults.broken(self._index, round_number)
+        how = self._faults.broken(self._partition, round_number)
         if self._faults.stale:
             before = self._store.get(_STALE)
             self._store.put(_STALE, save({"update": np.ascontiguousarray(sent)}))
@@ -190,13 +189,8 @@ class FaultyClient(StockClient):
         """Answers as the ClientApp does, on a site where the plan's faults happen."""
         return self._app(message, context)
 
-    def many(self, messages: Sequence[Message], contexts: Sequence[Context], *, lanes: int) -> list[Message]:
-        """See ManyClient: faults happen when a lane is over, so faulty devices are lanes like the others."""
-        from simulations.batched.site import answer_train
-
-        return answer_train(messages, contexts, lanes=lanes, opener=self._open)
-
     def _open(self, context: Context) -> Site:
+        # Faults happen when a lane is over, so faulty devices are lanes like the others.
         config = RunConfig.from_flat(context.run_config)
         index, count = context.node_config.get("partition-id"), context.node_config.get("num-partitions")
         if not (isinstance(index, int) and isinstance(count, int)):

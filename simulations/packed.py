@@ -15,9 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from coordinator.collect.base import Broadcast
 from coordinator.collect.fold import Fold, FoldPlan, bare_broadcast
-from coordinator.courier import read_reply
 from coordinator.population import Participant
 from simulations.clients import Client, answer_all
+from simulations.folding import fold_here
 from simulations.orders import adopt_identity, make_context
 from umbel.adapter import AdapterSpec
 from umbel.errors import WireError
@@ -101,19 +101,18 @@ def answer_packed(content: RecordDict, context: Context, client: Client) -> Reco
         contexts.append(make_context(int(node), devices, dict(context.run_config), state, context.run_id))
     before = [_fingerprint(device.state) for device in contexts]
     replies: list[Message] = []
-    for start in range(0, len(messages), lanes):
-        stop = start + lanes
-        replies += answer_all(client, messages[start:stop], contexts[start:stop], lanes)
+    fold: Fold | None = None
+    if head["plan"] is not None:
+        fold = fold_here(client, _read_plan(head["plan"]), messages, contexts, lanes)
+    else:
+        replies = answer_all(client, messages, contexts, lanes)
     packed = RecordDict()
     told: dict[str, Any] = {"errors": {}, "changed": [], "fold": None}
     for device, known in zip(contexts, before, strict=True):
         if _fingerprint(device.state) != known:
             told["changed"].append(device.node_id)
             _put(packed, f"s{device.node_id}", device.state)
-    if head["plan"] is not None:
-        fold = Fold(_read_plan(head["plan"]))
-        for message, reply in zip(messages, replies, strict=True):
-            fold.take(read_reply(message.metadata.dst_node_id, reply))
+    if fold is not None:
         told["fold"], vector = fold.export()
         packed[_SUM] = ArrayRecord(array_dict={"v": Array(vector)})
     else:

@@ -33,8 +33,6 @@ _ACTIVATIONS = 34
 2022, arXiv 2205.05198, equation 1, without attention's own)."""
 _TEXT = 64
 """Tokens of text an example, and of an image whose size the configuration does not tell."""
-_ROWS = 256
-"""Examples that lanes pass forward together (simulations.batched)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +117,8 @@ def footprint(config: RunConfig, *, gpu: bool = False) -> Footprint:
     Raises:
         ModelError: the base cannot be found or its files cannot be read.
     """
+    from simulations.batched.trainer import default_rows  # imports torch, which a refusal of options need not wait for
+
     path = resolve(config.model.name)
     linear, other, stored = _values(path)
     asked = config.model.quantization
@@ -130,7 +130,8 @@ def footprint(config: RunConfig, *, gpu: bool = False) -> Footprint:
     # Two factors of `hidden` by `rank` on about seven linear layers of a block; weights, gradients, two moments.
     factors = layers * 7 * 2 * hidden * config.lora.rank * 4 * 4.0
     kept = 2 if config.model.gradient_checkpointing else _ACTIVATIONS
-    rows = max(_ROWS, min(config.train.microbatch, config.train.batch_size))
+    packed = 0.5 if backend.startswith("nf4") else 1.0  # two 4-bit weights lie in one stored value
+    rows = max(default_rows(int(linear * packed) + other), min(config.train.microbatch, config.train.batch_size))
     activations = rows * (_TEXT + _image_tokens(path)) * hidden * layers * kept * plain / 2
     return Footprint(
         base_mb=base / _MB,

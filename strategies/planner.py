@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from strategies.base import AdapterStrategy
@@ -24,8 +25,11 @@ from umbel.errors import StrategyError
 _WIDEST = 256
 
 
+@lru_cache(maxsize=8)
 def plan(config: RunConfig) -> AdapterStrategy:
     """The method of ``config.strategy`` with all that composes with it. Client and server both call this.
+
+    Equal configurations give the same object: a strategy holds no state of a run.
 
     From the inside out: method, zero-padding for mixed ranks, server optimizer, regulariser, part weights,
     linear compression (or the memory of quantization), robust rule. Quantization (:func:`quantizer`) and the

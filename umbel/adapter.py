@@ -175,8 +175,20 @@ class AdapterSpec:
             ) from None
 
     def select(self, keep: Callable[[str], bool]) -> AdapterSpec:
-        """The spec of the tensors whose name ``keep`` accepts, in the same order."""
-        return self.from_shapes({t.name: t.shape for t in self.tensors if keep(t.name)}, self.lora)
+        """The spec of the tensors whose name ``keep`` accepts, in the same order; the same object each time."""
+        names = tuple(t.name for t in self.tensors if keep(t.name))
+        if len(names) == len(self.tensors):
+            return self
+        found = self._selected.get(names)
+        if found is None:
+            chosen = set(names)
+            shapes = {t.name: t.shape for t in self.tensors if t.name in chosen}
+            found = self._selected[names] = self.from_shapes(shapes, self.lora)
+        return found
+
+    @cached_property
+    def _selected(self) -> dict[tuple[str, ...], AdapterSpec]:
+        return {}  # a strategy asks for the same few layouts for every client
 
     def with_rank(self, rank: int) -> AdapterSpec:
         """The same modules at another LoRA rank (alpha unchanged)."""

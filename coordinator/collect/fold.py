@@ -8,7 +8,7 @@ client after the other, because the accumulator is exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from flwr.app import Message
 
 from coordinator.accumulator import ExactAccumulator
 from coordinator.collect.base import Broadcast, Collected
-from coordinator.collect.uploads import read_upload
+from coordinator.collect.uploads import PlainUpload, check_upload, read_upload
 from coordinator.courier import Reply
 from coordinator.population import Participant
 from umbel import wire
@@ -83,16 +83,35 @@ class Fold:
 
     def take(self, reply: Reply) -> None:
         """Adds one client's reply."""
-        self.answered += 1
         if reply.records is None:
+            self.answered += 1
             self._reject(reply.reason)
             return
-        plan, member = self.plan, self.plan.members[reply.node]
-        self.bytes_up += wire.payload_bytes(reply.records)
+        records, plan = reply.records, self.plan
+        self._add(
+            plan.members[reply.node],
+            wire.payload_bytes(records),
+            lambda rank: read_upload(
+                records, rank, plan.broadcast, by_examples=plan.by_examples, quantized=plan.quantized
+            ),
+        )
+
+    def take_unpacked(self, node: int, reply: wire.TrainReply) -> None:
+        """:meth:`take` of a client in this very process, whose reply was not made a message: the same rules."""
+        plan = self.plan
+        self._add(
+            plan.members[node],
+            reply.update.nbytes,
+            lambda rank: check_upload(
+                reply, rank, plan.broadcast, by_examples=plan.by_examples, quantized=plan.quantized
+            ),
+        )
+
+    def _add(self, member: Participant, size: int, read: Callable[[int], PlainUpload]) -> None:
+        self.answered += 1
+        self.bytes_up += size
         try:
-            upload = read_upload(
-                reply.records, member.rank, plan.broadcast, by_examples=plan.by_examples, quantized=plan.quantized
-            )
+            upload = read(member.rank)
             self.accumulator.add(upload.vector, upload.weight)
         except (AdapterError, PrivacyError, WireError) as error:
             self._reject(str(error))

@@ -39,7 +39,17 @@ def read_upload(
         WireError: the reply cannot be read, or is encoded otherwise than the run says.
         AdapterError: another layout or length, a value that is not finite, or a weight that is not positive.
     """
-    reply = wire.unpack_train_reply(records)
+    return check_upload(wire.unpack_train_reply(records), rank, broadcast, by_examples=by_examples, quantized=quantized)
+
+
+def check_upload(
+    reply: wire.TrainReply, rank: int, broadcast: Broadcast, *, by_examples: bool = False, quantized: bool = False
+) -> PlainUpload:
+    """:func:`read_upload` of a reply that was never packed, because it is summed in the process that made it.
+
+    Raises:
+        WireError, AdapterError: as :func:`read_upload`.
+    """
     expected = broadcast.layout(rank)
     if reply.spec_hash != expected.hash:
         raise AdapterError("An update has another layout than asked for: both ends must use the same strategy.")

@@ -127,10 +127,13 @@ class Task:
         Raises:
             DataError: the pool cannot be divided so.
         """
+        return [part.copy() for part in self._parts(clients, seed)]
+
+    def _parts(self, clients: int, seed: int) -> list[Indices]:
         key = (clients, seed)
         if key not in self._partitions:
             self._partitions[key] = self._divide(clients, seed)
-        return [part.copy() for part in self._partitions[key]]
+        return self._partitions[key]
 
     def client(self, index: int, clients: int, seed: int) -> ExampleSet:
         """What client ``index`` of ``clients`` holds.
@@ -140,7 +143,7 @@ class Task:
         """
         if not 0 <= index < clients:
             raise DataError(f"Client {index} of {clients} does not exist: clients are numbered 0 to {clients - 1}.")
-        return self.train.subset(self.partition(clients, seed)[index])
+        return self.train.subset(self._parts(clients, seed)[index])
 
     def label(self, examples: Sequence[Example]) -> str:
         """The class of one image's examples that the Dirichlet partition skews: their most frequent answer."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class JsonLines(ExampleSet):
                 line = stream.readline(MAX_LINE + 1)
         except OSError as error:
             raise DataError(f"{self._file} cannot be read any more ({error.strerror}): put the file back.") from None
-        return parse(self._root, self._file.name, number, line)
+        return _parsed(self._root, self._file.name, number, line)
 
     def __iter__(self) -> Iterator[Example]:
         # In order and with one open file: what the partitioners walk through.
@@ -166,6 +167,10 @@ def parse(root: Path, name: str, number: int, line: bytes) -> Example:
         answer=body["answer"].strip(),
         meta={str(key): _text(value) for key, value in body.items() if key not in _FIELDS},
     )
+
+
+_parsed = lru_cache(maxsize=1 << 14)(parse)
+"""A client asks for its few lines again and again. What a link points to is settled when its line is first read."""
 
 
 def _names(where: str, value: Any) -> list[str]:

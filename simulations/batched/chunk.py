@@ -96,14 +96,19 @@ class Chunk:
             if target is None:
                 continue
             into = target.view(target.shape[0], *tensor.shape)
+            present = self._state.present[self._lanes, self._state.index[tensor.name]]
             for first, last, start, stop in owners.pieces:
                 rows, n = slice(start * scale, stop * scale), last - first
                 # Not baddbmm_: into a view with gaps it falls back to one product after the other.
                 made = torch.bmm(left[rows].view(n, -1, left.shape[1]).mT, right[rows].view(n, -1, right.shape[1]))
+                if self._books is None and not present[first:last].all():
+                    if not present[first:last].any():
+                        torch.mul(made, alpha, out=into[first:last])
+                        continue
+                    into[first:last][torch.from_numpy(~present[first:last])] = 0
                 into[first:last].add_(made, alpha=alpha)
-            number = self._state.index[tensor.name]
             for first, last, _, _ in lanes.pieces:
-                self._state.present[self._lanes.start + first : self._lanes.start + last, number] = True
+                present[first:last] = True
 
     def _target(self, name: str) -> Tensor | None:
         offset = self._state.offsets.get(name)

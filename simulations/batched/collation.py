@@ -6,13 +6,14 @@ training. Clients see their few examples again and again, so each example's enco
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from mllm.tasks.collate import IGNORED, Batch, Collator
-from mllm.tasks.example import Example
+from mllm.tasks.example import Example, ImageSource
 
 _BYTES = 256 * 1024 * 1024
 _STACKED = ("pixel_values", "image_grid_thw")
@@ -21,9 +22,9 @@ _STACKED = ("pixel_values", "image_grid_thw")
 class KeptCollator:
     """A collator that gives the batches of ``inner`` and remembers single examples.
 
-    Only examples whose images do not change are kept (``ImageSource.keep``). What cannot be joined example by example
-    (inputs of a kind not known here, images of different sizes) is left to ``inner``, and so is everything where it
-    keeps encodings itself.
+    An image that may change is known by its file's identity, size and time of change, so that another content is
+    encoded anew. What cannot be joined example by example (inputs of a kind not known here, images of different sizes)
+    is left to ``inner``, and so are examples whose encodings it keeps itself.
 
     Args:
         inner: of the model.
@@ -37,12 +38,12 @@ class KeptCollator:
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """See Collator."""
-        if self._inner.remembers or not all(source.keep for example in examples for source in example.images):
+        if self._inner.remembers and all(source.keep for example in examples for source in example.images):
             return self._inner(examples)
         return join([self._one(example) for example in examples], self._inner.pad_id) or self._inner(examples)
 
     def _one(self, example: Example) -> Batch:
-        key = (example.images, example.question, example.answer)
+        key = (tuple(map(_identity, example.images)), example.question, example.answer)
         found = self._kept.get(key)
         if found is None:
             found = self._inner([example])
@@ -51,6 +52,17 @@ class KeptCollator:
                 self._budget -= size
                 self._kept[key] = found
         return found
+
+
+def _identity(source: ImageSource) -> Hashable:
+    """What an image's content is known by; a file that is not there is left for ``open`` to complain about."""
+    if source.keep:
+        return source
+    try:
+        found = os.stat(source.path)
+    except OSError:
+        return object()
+    return (str(source.path), source.max_pixels, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 _latest: tuple[Collator, KeptCollator] | None = None

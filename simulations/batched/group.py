@@ -18,6 +18,7 @@ from privacy.clipping.engine import full_precision
 from simulations.batched.books import clipped_sums
 from simulations.batched.chunk import Chunk
 from simulations.batched.collation import KeptCollator
+from simulations.batched.features import kept_features
 from simulations.batched.lane import Lane
 from simulations.batched.linear import Slot, laned
 from simulations.batched.optimizer import clip_lanes_, lane_optimizer
@@ -96,8 +97,9 @@ class LaneGroup:
         active = [lane for lane in self._lanes if lane.steps > step]
         n = len(active)
         gradients, present = self.state.gradients[:n], self.state.present[:n]
-        gradients.zero_()
-        present[:] = False
+        present[:] = False  # and what is there is overwritten by the first gradient of a tensor
+        if self._clipping_norm is not None:
+            gradients.zero_()
         for lane in active:
             lane.draw()
         losses = torch.zeros(n, dtype=torch.float64)
@@ -109,8 +111,10 @@ class LaneGroup:
         if self._clipping_norm is not None:
             self._release(active)
             present[:] = True
-        elif self._config.max_grad_norm > 0:
-            clip_lanes_(gradients, self._config.max_grad_norm)
+        else:
+            self.state.clear_absent(n)
+            if self._config.max_grad_norm > 0:
+                clip_lanes_(gradients, self._config.max_grad_norm)
         self._hooks(active, step, before=True)
         self._optimizer.step(gradients, [lane.rate(step) for lane in active], present)
         self._hooks(active, step, before=False)
@@ -242,7 +246,7 @@ class LaneGroup:
             if self._clipping_norm is not None:
                 claim(model, {name: p for name, p in every.items() if name in self.state.index})
                 check_batch_norm(model)
-            with laned(self._sites, leaf) as self._slot:
+            with laned(self._sites, leaf) as self._slot, kept_features(self._tuned.base.model, self._sites):
                 yield
         finally:
             for parameter in every.values():

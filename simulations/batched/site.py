@@ -20,7 +20,7 @@ from simulations.batched.job import LaneJob, LaneOutcome
 from simulations.batched.trainer import LaneTrainer
 from umbel import wire
 from umbel.config import RunConfig
-from umbel.errors import SiteError, UmbelError
+from umbel.errors import SiteError, UmbelError, WireError
 from umbel.wire import SecAggStep, TrainOrder, TrainReply
 
 Reply = TrainReply | SecAggStep | UmbelError
@@ -72,19 +72,43 @@ def answer_train(
 ) -> list[Message]:
     """The ClientApp's replies to train messages, one each, in order; refusals included.
 
+    Messages may share their content, which is then read once.
+
     Args:
         messages: of type ``train``, of one run.
         contexts: of the devices, one a message; their state is changed as the ClientApp would change it.
         lanes: as in :func:`train_sites`.
         opener: opens a device's site; the ClientApp's own by default.
     """
+    found = _answers(messages, contexts, lanes, opener)
+    return [Message(_pack(reply), reply_to=message) for message, reply in zip(messages, found, strict=True)]
+
+
+def plain_replies(
+    messages: Sequence[Message],
+    contexts: Sequence[Context],
+    *,
+    lanes: int = 64,
+    opener: Callable[[Context], Site] = open_site,
+) -> list[TrainReply | wire.Refusal]:
+    """:func:`answer_train` where the replies are summed in this process and need not become messages."""
+    return [_plain(reply) for reply in _answers(messages, contexts, lanes, opener)]
+
+
+def _answers(
+    messages: Sequence[Message], contexts: Sequence[Context], lanes: int, opener: Callable[[Context], Site]
+) -> list[Reply]:
     found: list[tuple[LocalSite, TrainOrder] | UmbelError] = []
+    orders: dict[int, TrainOrder] = {}
     for message, context in zip(messages, contexts, strict=True):
         try:
             site = opener(context)
             if not isinstance(site, LocalSite):
                 raise SiteError("Only virtual devices train in lanes: send this message to its site alone.")
-            found.append((site, wire.unpack_train_order(message.content)))
+            content = id(message.content)
+            if content not in orders:
+                orders[content] = wire.unpack_train_order(message.content)
+            found.append((site, orders[content]))
         except UmbelError as error:
             found.append(error)
     pairs = [item for item in found if not isinstance(item, UmbelError)]
@@ -92,8 +116,7 @@ def answer_train(
     if pairs:
         config = RunConfig.from_flat(contexts[0].run_config)
         trained = iter(train_sites([site for site, _ in pairs], [order for _, order in pairs], config, lanes=lanes))
-    replies = (item if isinstance(item, UmbelError) else next(trained) for item in found)
-    return [Message(_pack(reply), reply_to=message) for message, reply in zip(messages, replies, strict=True)]
+    return [item if isinstance(item, UmbelError) else next(trained) for item in found]
 
 
 def _wave(sites: Sequence[LocalSite], orders: Sequence[TrainOrder], config: RunConfig, lanes: int) -> list[Reply]:
@@ -137,6 +160,12 @@ def _train(jobs: Sequence[RoundJob], config: RunConfig, lanes: int) -> list[Lane
             for job in jobs
         ]
     )
+
+
+def _plain(reply: Reply) -> TrainReply | wire.Refusal:
+    if isinstance(reply, SecAggStep):
+        reply = WireError("A secure-aggregation message came where an update was asked for: both ends must agree.")
+    return wire.Refusal(reply.exit_code, str(reply)) if isinstance(reply, UmbelError) else reply
 
 
 def _pack(reply: Reply) -> RecordDict:

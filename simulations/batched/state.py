@@ -68,6 +68,17 @@ class LaneState:
         self.gradients = torch.zeros_like(self.weights)
         self.present: npt.NDArray[np.bool_] = np.zeros((len(starts), len(self.names)), dtype=np.bool_)
 
+    def clear_absent(self, lanes: int) -> None:
+        """Zeroes the gradients of tensors that got none in this step, of the first ``lanes`` lanes."""
+        present = self.present[:lanes]
+        if present.all():
+            return
+        for number, name in enumerate(self.names):
+            absent = np.flatnonzero(~present[:, number])
+            if absent.size:
+                offset = self.offsets[name]
+                self.gradients[:lanes][torch.from_numpy(absent), offset : offset + self.sizes[number]] = 0
+
     def factor(self, tensor: TensorSpec, lanes: slice) -> Tensor:
         """A view [lanes, *shape] of one tensor's values."""
         return _view(*self._place(tensor), tensor, lanes)
