@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export UMBEL_HOME ?= $(CURDIR)/.umbel
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-long lint bench clean
+.PHONY: setup demo test test-long e2e kills lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,14 @@ test: setup
 test-long: setup
 	$(BIN)/umbel base build demo
 	$(BIN)/python -m pytest
+
+# A deployment on loopback: PKI, SuperLink behind the proxy, three sites with agents, a private run, a release.
+e2e: setup
+	$(BIN)/python -m pytest -m e2e tests/e2e
+
+# SIGKILL to every process of a deployment at every moment that matters; about an hour.
+kills: setup
+	$(BIN)/python -m pytest -m kills tests/e2e
 
 lint: setup
 	$(BIN)/ruff format --check .
