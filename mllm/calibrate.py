@@ -161,7 +161,7 @@ def _watch(seen: dict[str, LayerStatistics], state: Mapping[str, Tensor], langua
                 one.plain += rows.t() @ rows
                 one.tokens += len(rows)
         if output.requires_grad:
-            output.register_hook(_measure(seen, masks, x))
+            output.register_hook(_measure(seen, masks, x))  # type: ignore[no-untyped-call]
 
     return hook
 

@@ -86,7 +86,9 @@ class SealedFeatures:
         path = self._path(key)
         try:
             blob = path.read_bytes()
-            return load(self._cipher.decrypt(blob[:_NONCE], blob[_NONCE:], path.name.encode()))["features"]
+            plain = self._cipher.decrypt(blob[:_NONCE], blob[_NONCE:], path.name.encode())
+            found: Tensor = load(plain)["features"]
+            return found
         except (OSError, InvalidTag, ValueError, KeyError, SafetensorError):
             return None
 

@@ -46,8 +46,8 @@ def prune_magnitude(model: Any, share: float) -> PruneReport:
     for site in linear_sites(model):
         if site.exempt or site.part == "projector":
             continue
-        prune.l1_unstructured(site.module, "weight", amount=share)
-        prune.remove(site.module, "weight")
+        prune.l1_unstructured(site.module, "weight", amount=share)  # type: ignore[no-untyped-call]
+        prune.remove(site.module, "weight")  # type: ignore[no-untyped-call]
         looked_at += site.module.weight.numel()
         zeroed += int((site.module.weight == 0).sum())
     return PruneReport(looked_at, zeroed)
@@ -102,8 +102,9 @@ def _cut(attention: Any, kept: torch.Tensor, groups: int, wide: int, size: int) 
     mask = torch.zeros(groups, wide)
     mask[kept] = 1
     # First masked, as torch.nn.utils.prune defines structured pruning, then cut where the mask is 0.
-    prune.custom_from_mask(attention.o_proj, "weight", mask.flatten().expand_as(attention.o_proj.weight))
-    prune.remove(attention.o_proj, "weight")
+    flat = mask.flatten().expand_as(attention.o_proj.weight)
+    prune.custom_from_mask(attention.o_proj, "weight", flat)  # type: ignore[no-untyped-call]
+    prune.remove(attention.o_proj, "weight")  # type: ignore[no-untyped-call]
     query = torch.arange(groups * wide).view(groups, wide)[kept].flatten()
     key = torch.arange(groups * size).view(groups, size)[kept].flatten()
     attention.q_proj = _rows(attention.q_proj, query)

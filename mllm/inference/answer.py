@@ -159,7 +159,8 @@ class Answerer:
             logits = logits.index_fill(1, torch.tensor([self._image], device=logits.device), float("-inf"))
         if bool(logits.isnan().any()):
             raise ModelError("The model's logits are not finite: choose another adapter or quantization.")
-        return logits.log_softmax(dim=-1)
+        logs: Tensor = logits.log_softmax(dim=-1)
+        return logs
 
     def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         device = next(self._model.parameters()).device
