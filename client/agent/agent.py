@@ -32,6 +32,7 @@ from mllm.warm import warm_model
 from umbel import __version__
 from umbel.config import RunConfig
 from umbel.errors import ConfigError, ModelError, SiteError, UmbelError
+from umbel.logs import about
 from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply
 
 T = TypeVar("T")
@@ -222,7 +223,8 @@ class Agent:
         try:
             call.watch.check(False)
             self.counts.working = f"{action} of run {call.run} for {call.coordinator}"
-            yield
+            with about(run=call.run):
+                yield
         finally:
             self.counts.working = ""
             self._work.release()

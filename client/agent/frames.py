@@ -89,6 +89,7 @@ def _declared(head: Head, limit: int) -> dict[str, int]:
     if len(head.arrays) > ARRAYS:
         raise WireError(f"A message declares {len(head.arrays)} arrays, at most {ARRAYS} are taken.")
     sizes: dict[str, int] = {}
+    widest = 0
     for array in head.arrays:
         if not 0 < len(array.name) <= _NAME or array.name in sizes:
             raise WireError(f"A message declares an array without a name, or twice the same: {array.name[:_NAME]!r}.")
@@ -97,8 +98,11 @@ def _declared(head: Head, limit: int) -> dict[str, int]:
                 f"A message declares array {array.name!r} as {array.dtype[:_NAME]!r} of {len(array.shape)} dimensions, "
                 f"expected float32 or uint8 of at most {_DIMENSIONS}."
             )
-        sizes[array.name] = math.prod(array.shape) * np.dtype(_DTYPES[array.dtype]).itemsize
-    total = sum(sizes.values())
+        width = np.dtype(_DTYPES[array.dtype]).itemsize
+        # An empty array, too, may not have dimensions that numpy cannot count.
+        widest = max(widest, math.prod(max(side, 1) for side in array.shape) * width)
+        sizes[array.name] = math.prod(array.shape) * width
+    total = max(widest, sum(sizes.values()))
     if total > limit:
         raise WireError(
             f"A message declares {total} bytes and at most {limit} are taken: train a smaller adapter, or let the "

@@ -61,7 +61,9 @@ def serve(
     from client.agent.house import House
     from client.agent.metered import metered
     from client.agent.server import AgentServer
+    from umbel.logs import structured
 
+    structured()
     house = House.open(folder)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

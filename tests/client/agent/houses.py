@@ -80,7 +80,7 @@ def enrol(houses: list[House], authority: Ed25519PrivateKey | None = None) -> No
 
 def flat_options(root: Path, **changes) -> dict:
     """Options of a run that :func:`policy_for` allows."""
-    return options(root, federation__clients=2, federation__minimum=1, **changes)
+    return options(root, **{"federation__clients": 2, "federation__minimum": 1, **changes})
 
 
 class Authority:

@@ -108,7 +108,7 @@ def test_any_altered_byte_is_found(tmp_path_factory, data):
 
 def test_another_site_s_log_is_not_taken(tmp_path):
     written(tmp_path)
-    with pytest.raises(SiteError, match="keys.identity is another key"):
+    with pytest.raises(SiteError, match="is another key now"):
         verify(tmp_path, OTHER.public)
 
 

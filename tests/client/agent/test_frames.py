@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from client.agent import agent_pb2 as pb
 from client.agent import orders
 from client.agent.agent import read_options
 from client.agent.frames import ARRAYS, CHUNK, read_parts, write_parts
+from umbel.config import RunConfig
 from umbel.errors import ConfigError, UmbelError, WireError
 from umbel.wire import EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply
 
@@ -90,6 +92,7 @@ FLOATS = {"name": "adapter", "dtype": "float32", "shape": [2]}
         ([head({**FLOATS, "shape": [1] * 9})], "9 dimensions"),
         ([head({**FLOATS, "shape": [2**40, 2**40]})], "at most 4096 are taken"),
         ([head({**FLOATS, "shape": [2**63, 2**63, 2**63]})], "at most 4096 are taken"),
+        ([head({**FLOATS, "shape": [0, 2**40]})], "at most 4096 are taken"),
         ([head(*({**FLOATS, "name": str(n)} for n in range(ARRAYS + 1)))], "4097 arrays"),
     ],
 )
@@ -143,7 +146,7 @@ def test_a_declared_size_sets_no_memory_aside():
 )
 def test_a_message_of_another_shape_is_refused(read, made):
     parts = [made, *([pb.Part(chunk=bytes(8))] if made.head.arrays else [])]
-    with pytest.raises(WireError, match="same version|rounds count"):
+    with pytest.raises(WireError, match=r"same version|rounds count"):
         read(*read_parts(parts))
 
 
@@ -182,10 +185,8 @@ def test_any_bytes_are_read_or_refused(data, read):
             parts.append(pb.Part.FromString(raw))
         except DecodeError:
             return
-    try:
+    with suppress(UmbelError):
         read(*read_parts(parts, 4096))
-    except UmbelError as error:
-        assert str(error)
 
 
 ARRAY_HEADS = st.builds(
@@ -208,10 +209,8 @@ BODIES = st.one_of(
     st.lists(ARRAY_HEADS, max_size=4), BODIES, st.lists(st.binary(max_size=40), max_size=4), st.sampled_from(READERS)
 )
 def test_any_message_is_read_or_refused(arrays, body, chunks, read):
-    try:
+    with suppress(UmbelError):
         read(*read_parts([head(*arrays, **body), *(pb.Part(chunk=chunk) for chunk in chunks)], 4096))
-    except UmbelError as error:
-        assert str(error)
 
 
 JSON = st.recursive(
@@ -225,10 +224,8 @@ KEYS = st.sampled_from(["lora.rank", "train.amount", "run.id", "model.name", "pr
 @settings(max_examples=300)
 @given(st.text(max_size=40) | JSON.map(json.dumps) | st.dictionaries(KEYS, JSON, max_size=3).map(json.dumps))
 def test_any_options_are_read_or_refused(text):
-    try:
-        read_options(text)
-    except UmbelError as error:
-        assert str(error)
+    with suppress(UmbelError):
+        assert isinstance(read_options(text), RunConfig)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "{", '{"a": NaN}', '{"a": null}', '{"a": [1]}', "\ud800"])
