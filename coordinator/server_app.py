@@ -71,7 +71,11 @@ def coordinate(grid: Grid, context: Context, attach: Attach | None = None) -> No
     except UmbelError as error:
         logger.error("%s", error)
         raise
-    with RunFolder.open(config, context.run_id) as folder, logs.about(run=folder.id):
+    with (
+        RunFolder.open(config, context.run_id) as folder,
+        logs.about(run=folder.id),
+        logs.kept(folder.path / "log.jsonl"),
+    ):
         try:
             run(grid, config, folder, attach)
         except UmbelError as error:

@@ -59,7 +59,7 @@ class Plan:
         target: folder to make; must not exist or be empty.
         python: version of the target's Python, ``3.11``; None takes this one's.
         platforms: pip's platform tags of the target, none for this machine's.
-        options: more for ``pip download``: an index with CPU builds of torch, a constraints file.
+        options: more for pip: an index with CPU builds of torch, a constraints file.
     """
 
     project: Path
@@ -73,7 +73,8 @@ def write_bundle(plan: Plan) -> str:
     """Writes a bundle and returns the SHA-256 of its SHA256SUMS.
 
     Raises:
-        DeployError: the target is not empty, pip is missing or fails, or a dependency has no wheel.
+        DeployError: the target is not empty, pip is missing or fails, or a dependency has no wheel for another
+            machine's platform (for a machine like this one it is built here).
     """
     target = plan.target.expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -82,7 +83,11 @@ def write_bundle(plan: Plan) -> str:
     wheels = target / WHEELS
     wheels.mkdir()
     own = _own_wheel(plan.project, wheels)
-    _pip("download", "--quiet", "--dest", str(wheels), *_selection(plan), *plan.options, str(own))
+    if plan.python is None and not plan.platforms:
+        # For a machine like this one: what has no wheel is built here.
+        _pip("wheel", "--quiet", "--wheel-dir", str(wheels), *plan.options, str(own))
+    else:
+        _pip("download", "--quiet", "--dest", str(wheels), *_selection(plan), *plan.options, str(own))
     lock = "".join(sorted(_locked(wheels)))
     write_atomic(target / LOCK, lock.encode())
     source = Path(deploy.__file__).parent

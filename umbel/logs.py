@@ -14,11 +14,13 @@ import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
-from umbel.errors import ConfigError
+from umbel.errors import ConfigError, RunError
 
 SWITCH = "UMBEL_LOG"
+_LOGGERS = ("flwr", "umbel")  # umbel's own in a run lie under Flower's
 _run: ContextVar[str] = ContextVar("umbel_run", default="")
 _round: ContextVar[int] = ContextVar("umbel_round", default=0)
 
@@ -60,12 +62,38 @@ class JsonLines(logging.Formatter):
         return json.dumps(body, ensure_ascii=False)
 
 
+@contextlib.contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Where logs are JSON, also appends them to ``path``: Flower throws away what the process of a run prints.
+
+    Raises:
+        RunError: the file cannot be opened.
+    """
+    if os.environ.get(SWITCH) != "json":
+        yield
+        return
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}): make room, or unset {SWITCH}.") from None
+    handler.setFormatter(JsonLines())
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
 def structured(stream: TextIO | None = None, *loggers: str) -> bool:
     """Makes loggers write JSON lines where ``UMBEL_LOG`` is ``json``; says whether it is. May be called twice.
 
     Args:
         stream: where to; standard error by default.
-        loggers: names; by default ``flwr`` (under which umbel's own lie) and ``umbel``.
+        loggers: names; by default Flower's and umbel's.
 
     Raises:
         ConfigError: ``UMBEL_LOG`` is neither ``json`` nor ``text`` nor unset.
@@ -75,7 +103,7 @@ def structured(stream: TextIO | None = None, *loggers: str) -> bool:
         raise ConfigError(f"{SWITCH} is {wanted!r}: set it to json or text.")
     if wanted == "text":
         return False
-    for name in loggers or ("flwr", "umbel"):
+    for name in loggers or _LOGGERS:
         logger = logging.getLogger(name)
         handler = logging.StreamHandler(stream or sys.stderr)
         handler.setFormatter(JsonLines())

@@ -143,7 +143,7 @@ def test_pip_s_failure_is_one_sentence(tmp_path):
     (project / "backend.py").write_text(
         BACKEND.replace("Version: 0.3.1\\n", "Version: 0.3.1\\nRequires-Dist: no-such\\n")
     )
-    with pytest.raises(DeployError, match=r"pip download failed \(ERROR: .*no-such.*\): check the network"):
+    with pytest.raises(DeployError, match=r"pip wheel failed \(ERROR: .*no-such.*\): check the network"):
         write_bundle(Plan(project, tmp_path / "bundle", options=("--no-index",)))
 
 

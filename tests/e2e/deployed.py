@@ -381,6 +381,9 @@ class Deployment:
         process.wait()
 
     def close(self) -> None:
+        for process in self.running.values():  # nginx writes its title over its environment: by session first
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         for _ in range(5):
             left = self.processes()
             if not left:

@@ -189,9 +189,9 @@ def test_a_site_shows_its_own_figures_and_the_coordinator_nobody_s(federation, r
 
 
 def test_logs_of_the_run_name_it(federation, run):
-    lines = (federation.root / "logs" / "superexec.log").read_text(errors="replace").splitlines()
-    found = [json.loads(line) for line in lines if line.startswith("{")]
-    rounds = [line for line in found if line.get("run") == "trial" and line["message"].startswith("Round ")]
+    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {line.get("run") for line in found} == {"trial"}
+    rounds = [line for line in found if line["message"].startswith("Round ")]
     assert [line["round"] for line in rounds] == [1, 2]
 
 

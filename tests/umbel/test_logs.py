@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from umbel.errors import ConfigError
+from umbel.errors import ConfigError, RunError
 from umbel.logs import about, structured
 
 
@@ -71,3 +71,27 @@ def test_text_leaves_logs_alone_and_anything_else_is_refused(monkeypatch):
     monkeypatch.setenv("UMBEL_LOG", "xml")
     with pytest.raises(ConfigError, match="set it to json or text"):
         structured()
+
+
+def test_a_run_keeps_its_log_and_gives_the_file_back(logger, tmp_path):
+    from umbel.logs import kept
+
+    path = tmp_path / "log.jsonl"
+    quiet = logging.getLogger("flwr.umbel")
+    for name in ("one", "two"):
+        with about(run=name), kept(path):
+            quiet.warning("inside %s", name)
+        quiet.warning("outside")
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["run"], line["message"]) for line in found] == [("one", "inside one"), ("two", "inside two")]
+    with pytest.raises(RunError, match="make room"), kept(tmp_path / "no" / "log"):
+        pass
+
+
+def test_without_the_switch_no_log_is_kept(tmp_path, monkeypatch):
+    from umbel.logs import kept
+
+    monkeypatch.delenv("UMBEL_LOG", raising=False)
+    with kept(tmp_path / "log"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ def write(
         list[str] | None, typer.Option(help="Platform tag of the target, as manylinux_2_28_x86_64; may be repeated.")
     ] = None,
     pip: Annotated[
-        list[str] | None, typer.Option(help="More for pip download, as --pip=--extra-index-url=URL; may be repeated.")
+        list[str] | None, typer.Option(help="More for pip, as --pip=--extra-index-url=URL; may be repeated.")
     ] = None,
 ) -> None:
     """Write wheels, images list, deployment files, checksums and install.sh for a machine without a network."""
