@@ -121,7 +121,7 @@ def rollback(name: str, key: Ed25519PrivateKey, registry: Registry, version: int
     if current is None:
         raise DeployError(f"Nothing was released under {name!r}: 'umbel release list' shows what there is.")
     if version == 0:
-        earlier = [release.version for release, _ in registry.list(name) if release.version < current.version]
+        earlier = [release.version for release, _ in registry.releases(name) if release.version < current.version]
         if not earlier:
             raise DeployError(f"{name} {current.version} has no earlier version to go back to: publish another run.")
         version = max(earlier)

@@ -147,7 +147,7 @@ class Registry:
         with self._session() as session:
             return session.get(Current, name)
 
-    def list(self, name: str = "", limit: int = 1000) -> list[tuple[Release, bool]]:
+    def releases(self, name: str = "", limit: int = 1000) -> list[tuple[Release, bool]]:
         """Releases, newest first, each with whether it is current; at most ``limit``."""
         query = select(Release, Current.version).join(Current, Current.name == Release.name)
         if name:

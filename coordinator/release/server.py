@@ -37,7 +37,7 @@ class Servicer(rpc.ReleasesServicer):
         """Every release, newest first; at most 1000."""
         with _refused(context):
             name = check_release_name(request.name) if request.name else ""
-            rows = self._registry.list(name, LISTED)
+            rows = self._registry.releases(name, LISTED)
         return pb.ListReply(
             entries=[
                 pb.Entry(
