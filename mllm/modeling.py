@@ -182,7 +182,8 @@ class ComposedForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         counts: list[int] = []
         if pixels is not None and input_ids is not None:
             placeholders = (input_ids == self.config.image_token_id).sum(1)
-            counts = (placeholders // self.config.tokens_per_image).tolist()
+            # As many as there are for each image: a token reduction leaves fewer than config.tokens_per_image.
+            counts = (placeholders // max(1, int(placeholders.sum()) // max(1, pixels.shape[0]))).tolist()
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )

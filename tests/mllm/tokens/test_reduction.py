@@ -8,8 +8,9 @@ from client.losses import example_losses
 from mllm.load import Base, load_base
 from mllm.lora import attach_lora
 from mllm.rows import one_example, row_map
-from mllm.tasks.collate import Batch
-from mllm.testing import tiny_composed, tiny_llava, tiny_qwen25vl
+from mllm.tasks.collate import Batch, Collator
+from mllm.tasks.example import Example, ImageSource
+from mllm.testing import random_image, tiny_composed, tiny_llava, tiny_qwen25vl
 from mllm.tokens import METHODS, TokenPlan, attach_tokens
 from mllm.tokens.merge import REDUCERS, pool, prumerge, tome
 from privacy.clipping import make_engine
@@ -225,3 +226,36 @@ def test_checkpointing_gives_the_same_gradients(saved):
         example_losses(tuned.model, batch).sum().backward()
         found.append(torch.cat([p.grad.flatten().clone() for p in tuned.parameters.values()]))
     assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("maker", [tiny_composed, tiny_llava])
+def test_text_and_images_agree_through_the_collator(maker, tmp_path):
+    """What the processor writes (or the collator cuts, for a model of the hub) fits what the projector gives."""
+    tiny = maker()
+    path = tmp_path / "a.png"
+    random_image(0).save(path)
+    attached = attach_tokens(tiny.model, tiny.processor, TokenPlan("tome", 0.25))
+    assert attached.kept == max(1, attached.before // 4)
+    source = ImageSource(path)
+    examples = [Example((source,) * n, "what colour is the shape ?", "red") for n in (1, 2, 1)]
+    collator = Collator(tiny.processor)
+    batch = collator(examples)
+    token = tiny.processor.tokenizer.convert_tokens_to_ids("<image>")
+    counts = (batch.inputs["input_ids"] == token).sum(dim=1).tolist()
+    assert counts == [attached.kept * len(e.images) for e in examples]
+    assert batch.labels.shape == batch.inputs["input_ids"].shape
+    with torch.no_grad():
+        assert torch.isfinite(tiny.model(**batch.inputs, use_cache=False).logits).all()
+    assert row_map(tiny.model, batch.inputs, batch.images_per_example).size == len(examples)
+    attached.remove()
+    again = Collator(tiny.processor)(examples)
+    counts = (again.inputs["input_ids"] == token).sum(dim=1).tolist()
+    assert counts == [attached.before * len(e.images) for e in examples]
+
+
+def test_beams_repeat_the_images_of_shortened_text(saved):
+    base = saved("composed")
+    attached = attach_tokens(base.model, base.processor, TokenPlan("pool", 0.25))
+    inputs = batch_for(base, attached.kept).inputs
+    with torch.no_grad():
+        assert base.model.generate(**inputs, num_beams=2, max_new_tokens=2).shape[0] == 3
