@@ -50,12 +50,15 @@ def test_every_service_has_the_least_rights_and_a_pinned_image(name, service, bo
     assert body.get("user") == "10001:10001" or "unprivileged" in image
 
 
-def test_nothing_but_the_proxy_for_sites_is_reachable_from_outside():
+def test_nothing_but_the_proxy_for_sites_and_the_releases_is_reachable_from_outside():
     services = compose("coordinator.yaml")["services"]
     open_to_all = {
         (name, port) for name, body in services.items() for port in body.get("ports", ()) if "127.0.0.1" not in port
     }
-    assert open_to_all == {("proxy", "${UMBEL_FLEET_PORT:-8443}:8443")}
+    assert open_to_all == {
+        ("proxy", "${UMBEL_FLEET_PORT:-8443}:8443"),
+        ("release", "${UMBEL_RELEASE_PORT:-8445}:8445"),
+    }
     assert compose("coordinator.yaml")["networks"]["inside"]["internal"] is True
     for name in ("superlink", "superexec"):
         assert services[name]["networks"] == ["inside"]

@@ -300,7 +300,7 @@ class Deployment:
         folder = self.root / "apps" / str(flat["run.id"])
         write_thin(folder, flat)
         for name in self.sites:
-            cli("site", "review", self.site(name), folder / "pyproject.toml", "--approve", "--person", "tester")
+            cli("site", "review", folder / "pyproject.toml", "--site", self.site(name), "--approve", "--person", "tester")
         return folder
 
     def submit(self, app: Path) -> str:

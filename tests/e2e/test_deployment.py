@@ -6,13 +6,15 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from tests.e2e.checkout import ROOT
-from tests.e2e.deployed import BASE, BIN, DATA, cli, deployed, spent, wait_for
+from tests.e2e.deployed import BASE, BIN, CONNECTION, DATA, cli, deployed, free_port, spent, wait_for
+from umbel.cli.main import main
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.flower]
 
@@ -169,6 +171,49 @@ print(sum("lora" in name for name, _ in model.named_parameters()))
     assert int(done.stdout.split()[-1]) == len(found)
 
 
+@pytest.fixture(scope="module")
+def released(federation, run):
+    """The run's adapter, signed, and a server that serves it over mutual TLS; its address."""
+    member = federation.coordinator
+    done = federation.operator(BIN / "umbel", "release", "publish", "trial", "--member", member, "--name", "scans-lora")
+    assert done.returncode == 0, done.stderr
+    listen = f"127.0.0.1:{free_port()}"
+    federation.launch("release", BIN / "umbel", "release", "serve", "--member", member, "--listen", listen)
+    log = federation.root / "logs" / "release.log"
+    wait_for(lambda: "Serving releases" in log.read_text(), "the release server", federation)
+    yield listen.replace("127.0.0.1", "localhost")
+    federation.kill("release")
+
+
+def test_every_site_pulls_and_verifies_the_release(federation, run, released, tmp_path, capsys):
+    for name in federation.sites:
+        into = tmp_path / name
+        capsys.readouterr()
+        cli(
+            *("release", "pull", "scans-lora", "--server", released, "--member", federation.site(name)),
+            *("--into", into),
+        )
+        folder = Path(capsys.readouterr().out.strip().replace("\n", ""))
+        cli("release", "verify", folder, "--member", federation.site(name))
+        pulled, trained = (load_file(path / "adapter_model.safetensors") for path in (folder, run / "adapter"))
+        assert pulled.keys() == trained.keys()
+        assert all(np.array_equal(pulled[key], trained[key]) for key in trained)
+    weights = folder / "adapter_model.safetensors"
+    weights.chmod(0o600)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert main(["release", "verify", str(folder), "--member", str(federation.site(name))]) == 85
+
+
+def test_a_stranger_gets_no_release(federation, released, tmp_path, capsys):
+    cli("provision", "init", "other", "--pki", tmp_path / "pki")
+    cli("provision", "site", "hospital-a", "--pki", tmp_path / "pki", "--folder", tmp_path / "hospital-a")
+    capsys.readouterr()
+    stranger = ["--server", released, "--member", str(tmp_path / "hospital-a"), "--into", str(tmp_path / "got")]
+    assert main(["release", "pull", "scans-lora", *stranger]) == 85
+    assert "federation" in capsys.readouterr().err
+    assert not list(tmp_path.glob("got/**/*.safetensors"))
+
+
 def scrape(address):
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"http://{address}/metrics", timeout=30) as answer:
@@ -217,3 +262,20 @@ def test_a_run_that_no_site_approved_is_refused_in_words(federation, run):
     assert "approved" in json.dumps(said)
     assert [spent(federation, name)["events"] for name in federation.sites] == events
     assert any(line["kind"] == "refused" for line in federation.log_lines("hospital-a"))
+
+
+def test_a_revoked_site_is_out_at_once(federation, run, released, tmp_path, capsys):
+    """Last in this file: hospital-c is gone afterwards."""
+    name = "hospital-c"
+    site = federation.site(name)
+    done = federation.operator(
+        BIN / "umbel", "provision", "revoke", name, "--superlink", CONNECTION, "--pki", federation.pki
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    capsys.readouterr()
+    into = ["--server", released, "--member", str(site), "--into", str(tmp_path / "got")]
+    assert main(["release", "pull", "scans-lora", *into]) == 85
+    assert not list(tmp_path.glob("got/**/*.safetensors"))
+    wait_for(lambda: federation.running[f"supernode-{name}"].poll() is not None, "the end of its SuperNode", federation)
+    code, said = supernode(federation, "revoked", key=site / "supernode", ca=site / "tls" / "ca.pem")
+    assert code not in (0, None), said
