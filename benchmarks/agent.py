@@ -113,15 +113,18 @@ def message(root: Path, steps: int, round_number: int, agent: bool) -> None:
     from flwr.app import Context, Message, RecordDict
 
     from client.client_app import app
+    from simulations.orders import adopt_identity
+    from simulations.virtual_grid import stamped
     from umbel import wire
 
+    adopt_identity()
     facts = json.loads((root / "facts.json").read_text())
     order = wire.TrainOrder(round_number, facts["spec"], np.load(root / "adapter.npy"))
     node: dict[str, Any] = {"partition-id": 0, "num-partitions": CLIENTS}
     if agent:
         node = {"agent": f"unix:{root / 'site' / 'a.sock'}"}
     context = Context(1, 1, node, RecordDict(), options(root, steps))
-    reply = app(Message(wire.pack_train_order(order), 1, "train"), context)
+    reply = app(stamped(Message(wire.pack_train_order(order), 1, "train")), context)
     refusal = wire.unpack_refusal(reply.content)
     if refusal is not None:
         raise SystemExit(refusal.message)

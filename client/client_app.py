@@ -7,6 +7,7 @@ secret of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
@@ -68,7 +69,8 @@ def make_app(opener: Callable[[Context], Site]) -> ClientApp:
 
     def answer(message: Message, context: Context, work: Callable[[Site], RecordDict]) -> Message:
         try:
-            content = work(opener(context))
+            with closing(opener(context)) as site:
+                content = work(site)
         except UmbelError as error:
             content = wire.pack_refusal(wire.Refusal(error.exit_code, str(error)))
         return Message(content, reply_to=message)

@@ -49,3 +49,6 @@ class Site(ABC):
     @abstractmethod
     def ledger(self) -> LedgerSummary:
         """What this site has spent of its privacy budget."""
+
+    def close(self) -> None:  # noqa: B027 (most sites hold nothing that a message opened)
+        """Lets go of what was opened for one message."""

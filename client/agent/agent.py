@@ -21,7 +21,7 @@ from client.agent.books import anchor, costs, last_anchor, open_books
 from client.agent.bundle import Bundle
 from client.agent.definition import RunDefinition
 from client.agent.house import House
-from client.agent.rules import check_hours, check_order, check_run, objections
+from client.agent.rules import check_hours, check_order, check_run, objections, site_rank
 from client.agent.site_premises import SitePremises
 from client.agent.watch import Watch
 from client.interrupt import watched
@@ -31,7 +31,7 @@ from client.store import MemoryStore
 from mllm.warm import warm_model
 from umbel import __version__
 from umbel.config import RunConfig
-from umbel.errors import ConfigError, ModelError, SiteError, UmbelError
+from umbel.errors import ConfigError, LedgerError, ModelError, SiteError, UmbelError
 from umbel.logs import about
 from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply
 
@@ -39,6 +39,7 @@ T = TypeVar("T")
 logger = logging.getLogger("umbel.agent")
 Note = Callable[[dict[str, Any]], None]
 _SITES = 4
+_LOADING = frozenset({"describe", "train", "evaluate"})
 _SECONDS = 0.2
 
 
@@ -72,6 +73,7 @@ class Counts:
     refused: int = 0
     left_bytes: int = 0
     working: str = ""
+    base: str = ""
 
 
 class Agent:
@@ -106,13 +108,12 @@ class Agent:
         """Notes the end of the agent's work."""
         self.log.append("stopped", ledger=self._known.record())
 
-    @property
-    def base(self) -> str:
-        """Name of the base that is warm, or nothing."""
-        from mllm import warm
-
-        held = warm._model
-        return held[1].base.name if held is not None else ""
+    def idle(self, seconds: float) -> bool:
+        """Waits for the work in hand, at most so long; says whether there is none."""
+        free = self._work.acquire(timeout=seconds)
+        if free:
+            self._work.release()
+        return free
 
     def describe(self, call: Call) -> Description:
         """See Site: for a run that may train here."""
@@ -178,8 +179,11 @@ class Agent:
             check_run(self.house, definition)
             with self._turn(call, action):
                 site, premises = self._site(call, definition)
+                anchor(self.house.ledger, self._known)
                 with watched(call.watch.check):
                     answer = work(site, premises)
+                if action in _LOADING:
+                    self.counts.base = definition.config.model.name
             note(left(answer))
             return answer
 
@@ -209,9 +213,15 @@ class Agent:
             raise
 
     def _note(self, kind: str, whose: dict[str, Any], facts: dict[str, Any]) -> None:
-        """A line with what the call has cost, whatever became of it."""
+        """A line with what the call has cost, whatever became of it; nothing leaves on a ledger that is not trusted."""
         with self._books:
-            now, fresh = anchor(self.house.ledger, self._known)
+            try:
+                now, fresh = anchor(self.house.ledger, self._known)
+            except LedgerError:
+                if kind == "left":
+                    raise
+                self.log.append(kind, **whose, **facts)
+                return
             self.log.append(kind, **whose, **facts, cost=costs(fresh), ledger=now.record())
             self._known = now
 
@@ -241,7 +251,15 @@ class Agent:
                     f"The model {wanted.name!r} at this site is not the one that its policy names by hash: put the "
                     "right files there."
                 )
-            site = LocalSite(config, 0, config.federation.clients, MemoryStore(), run=run, rank=None, premises=premises)
+            site = LocalSite(
+                config,
+                0,
+                config.federation.clients,
+                MemoryStore(),
+                run=run,
+                rank=site_rank(self.house.policy, config),
+                premises=premises,
+            )
             self._sites[key] = (self._wrap(site), premises)
             while len(self._sites) > _SITES:
                 self._sites.popitem(last=False)

@@ -84,6 +84,9 @@ def verify_books(house: House, noted: str = "") -> tuple[Head, int]:
         SiteError: the log was changed, or ``noted`` is no end of a log or no longer in it.
         LedgerError: the ledger was changed or does not go on from what the log knows.
     """
+    if not house.log.exists():
+        lost = "but has a ledger: the log was deleted, restore it" if house.ledger.exists() else "yet: start the agent"
+        raise SiteError(f"The site {house.folder} has no log {lost}.")
     earlier = None
     if noted:
         number, _, digest = noted.partition(":")

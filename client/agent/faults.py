@@ -25,7 +25,8 @@ def refuse(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
             metadata.append((_REASON, error.reason))
         context.set_trailing_metadata(tuple(metadata))
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error)[:_LONGEST])
-    logger.error("The agent failed unexpectedly", exc_info=error)
+    if context.is_active():
+        logger.error("The agent failed unexpectedly", exc_info=error)
     context.abort(grpc.StatusCode.INTERNAL, "The agent failed unexpectedly.")
     raise AssertionError("abort returned")
 

@@ -139,7 +139,7 @@ def _size(policy: SitePolicy, config: RunConfig) -> Iterator[str]:
     if strategy not in rules.strategies:
         yield f"The strategy {strategy!r} is not allowed at this site: its owner can add it to runs.strategies."
     for what, wanted, most, option in (
-        ("LoRA rank", config.lora.rank, rules.rank, "lora.rank"),
+        ("LoRA rank", site_rank(policy, config) or config.lora.rank, rules.rank, "lora.rank"),
         ("number of rounds", config.federation.rounds, rules.rounds, "federation.rounds"),
         ("number of local steps", config.train.amount if config.train.unit == "steps" else 0, rules.steps, "amount"),
     ):
@@ -147,6 +147,13 @@ def _size(policy: SitePolicy, config: RunConfig) -> Iterator[str]:
             yield f"The {what} {wanted} is above the {most} that this site allows: lower {option}."
     if config.evaluate.clients and not rules.evaluate:
         yield "Counts of this site's own examples would leave it, which it does not allow: set evaluate.clients=false."
+
+
+def site_rank(policy: SitePolicy, config: RunConfig) -> int | None:
+    """The rank of a site in a run that lets sites differ: as high as its policy allows; None where all are alike."""
+    if config.strategy.ranks != "mixed" or policy.runs.rank < 1:
+        return None
+    return min(config.lora.rank, policy.runs.rank)
 
 
 def place_of(config: RunConfig) -> Literal["step", "update", "secagg", "coordinator", "none"]:

@@ -79,8 +79,10 @@ class AgentServer:
         self._health.enter_graceful_shutdown()
         for stopped in [server.stop(grace) for server in self._servers]:
             stopped.wait(grace + 5)
+        idle = self.agent.idle(grace)
         self.agent.close()
-        os.close(self._lock)
+        if idle:  # else the folder stays this process's until the work in hand, which is paid for, is done
+            os.close(self._lock)
 
     def __enter__(self) -> AgentServer:
         self.start()

@@ -27,6 +27,7 @@ from umbel.wire import Description, SecAggStep
 
 T = TypeVar("T")
 _RECEIVING = 2
+_LONGEST = 7 * 24 * 3600.0
 
 
 class AgentService(SiteAgentServicer):
@@ -97,6 +98,7 @@ class AgentService(SiteAgentServicer):
         work: Callable[[pb.Head, Arrays], Iterator[pb.Part]],
     ) -> Iterator[pb.Part]:
         def answer() -> Iterator[pb.Part]:
+            _deadline(context)
             with self._receiving:
                 head, arrays = read_parts(parts, self._limit)
             return work(head, arrays)
@@ -116,12 +118,7 @@ class AgentService(SiteAgentServicer):
                 f"No coordinator of this site has couriers called {peer.name if peer else 'nothing'!r}: its owner can "
                 "add the name to callers in site.toml."
             )
-        left = context.time_remaining()
-        watch = Watch(
-            context.is_active,
-            None if left is None else time.monotonic() + left,
-            self._agent.house.policy.limits.memory,
-        )
+        watch = Watch(context.is_active, _deadline(context), self._agent.house.policy.limits.memory)
         name = peer.name if peer else f"socket of {coordinator}"
         return Call(coordinator, name, run.id, run.options, bundle, watch)
 
@@ -141,7 +138,7 @@ class DeskService(SiteDeskServicer):
             version=__version__,
             seconds=time.monotonic() - counts.since,
             working=counts.working,
-            base=agent.base,
+            base=counts.base,
             asked=counts.asked,
             refused=counts.refused,
             left_bytes=counts.left_bytes,
@@ -149,6 +146,14 @@ class DeskService(SiteDeskServicer):
             log_head=head.hash,
             listening=self._listening,
         )
+
+
+def _deadline(context: grpc.ServicerContext) -> float:
+    """By ``time.monotonic``. Raises WireError for a call that would wait for ever."""
+    left = context.time_remaining()
+    if left is None or left > _LONGEST:  # gRPC says centuries where there is none
+        raise WireError("A call came without a deadline of at most a week: both ends must run the same umbel.")
+    return time.monotonic() + left
 
 
 def _guarded(context: grpc.ServicerContext, work: Callable[[], T]) -> T:

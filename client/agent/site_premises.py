@@ -78,15 +78,17 @@ def known_data(house: House, config: RunConfig) -> Data:
 
 def site_view(house: House, config: RunConfig) -> RunConfig:
     """The run's options with the site's own paths and threads."""
-    data, model = known_data(house, config), house.policy.model(config.model.name)
+    data, model = known_data(house, config), house.policy.model(config.model.reference)
     if model is None:
         known = ", ".join(repr(m.name) for m in house.policy.models) or "none"
         raise SiteError(
-            f"The run asks for the model {config.model.name!r}, and this site allows {known}: add it there."
+            f"The run asks for the model {config.model.reference!r}, and this site allows {known}: add it there."
         )
     threads = min(config.train.threads, house.policy.limits.threads or config.train.threads)
+    # A path of the site's own stands for the whole: a run cannot add a size or weights to it.
+    own = {"name": str(house.place(model.path)), "size": "full", "weights": "published"} if model.path else {}
     changes: Mapping[str, Any] = {
-        "model": config.model.model_copy(update={"name": str(house.place(model.path)) if model.path else model.name}),
+        "model": config.model.model_copy(update=own),
         "task": config.task.model_copy(update={"data": str(house.place(data.root))} if data.root else {}),
         "train": config.train.model_copy(update={"threads": threads}),
     }

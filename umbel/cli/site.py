@@ -14,7 +14,8 @@ from umbel.cli import site_log, site_review
 from umbel.cli.console import out
 
 app = typer.Typer(help="A site's own agent: its policy, its budget, its log.", no_args_is_help=True)
-Folder = Annotated[Path, typer.Argument(help="The site's folder, with site.toml.")]
+Folder = Annotated[Path, typer.Argument(envvar="UMBEL_SITE", help="The site's folder, with site.toml.")]
+HERE = Path()
 app.add_typer(site_log.app, name="log")
 app.command("review")(site_review.review)
 
@@ -26,7 +27,7 @@ def _site() -> None:
 
 @app.command()
 def init(
-    folder: Folder,
+    folder: Annotated[Path, typer.Argument(help="The site's folder; made when missing.")],
     name: Annotated[str, typer.Option(help="The site's name, as the federation will know it.")] = "",
 ) -> None:
     """Makes a site's folder: a policy that denies everything but a dry run, and fresh keys."""
@@ -41,7 +42,7 @@ def init(
 
 @app.command()
 def check(
-    folder: Folder,
+    folder: Folder = HERE,
     load: Annotated[bool, typer.Option(help="Also load the models and read the data.")] = True,
 ) -> None:
     """Looks at policy, keys, certificates, ledger, log, data and models; fails with the first thing that is wrong."""
@@ -54,7 +55,7 @@ def check(
 
 @app.command()
 def serve(
-    folder: Folder,
+    folder: Folder = HERE,
     metrics: Annotated[str, typer.Option(help="host:port for Prometheus; nothing is shown where this is empty.")] = "",
 ) -> None:
     """Runs the agent until SIGTERM or Ctrl-C."""
@@ -78,7 +79,7 @@ def serve(
 
 @app.command()
 def status(
-    folder: Folder,
+    folder: Folder = HERE,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Asks the running agent what it does."""
@@ -95,7 +96,7 @@ def status(
 
 @app.command()
 def ledger(
-    folder: Folder,
+    folder: Folder = HERE,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Shows what each data set has spent over the site's lifetime, and what is left."""

@@ -10,24 +10,23 @@ import typer
 
 from umbel.cli.console import out
 
-app = typer.Typer(help="What was asked of the site and what left it.", no_args_is_help=True)
-Folder = Annotated[Path, typer.Argument(help="The site's folder, with site.toml.")]
+app = typer.Typer(help="What was asked of the site and what left it.")
 _ROUTINE = frozenset({"number", "time", "kind", "previous", "signature"})
 
 
-@app.callback()
-def _log() -> None:
-    """What was asked of the site and what left it."""
-
-
-@app.command()
+@app.callback(invoke_without_command=True)
 def show(
-    folder: Folder,
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Option("--site", envvar="UMBEL_SITE", help="The site's folder, with site.toml.")
+    ] = Path(),
     last: Annotated[int, typer.Option(help="Lines from the end; 0 shows all.")] = 20,
     kind: Annotated[str, typer.Option(help="Only lines of this kind: asked, left, refused, approved, ...")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The lines as they stand.")] = False,
 ) -> None:
-    """Prints lines of the log; it is not verified."""
+    """Prints lines of the log, not verified; `umbel site log verify` verifies it."""
+    if context.invoked_subcommand is not None:
+        return
     from client.agent.audit_log import read_lines
     from client.agent.house import House
 
@@ -41,7 +40,7 @@ def show(
 
 @app.command()
 def verify(
-    folder: Folder,
+    folder: Annotated[Path, typer.Argument(envvar="UMBEL_SITE", help="The site's folder, with site.toml.")] = Path(),
     noted: Annotated[str, typer.Option(help="An earlier end, NUMBER:HASH, that must still be in the log.")] = "",
 ) -> None:
     """Reads the whole log and ledger and fails if anything was changed."""

@@ -13,8 +13,10 @@ from umbel.errors import SiteError
 
 
 def review(
-    folder: Annotated[Path, typer.Argument(help="The site's folder, with site.toml.")],
     run: Annotated[Path, typer.Argument(help="Options of the run: RUN.toml, or the app's pyproject.toml.")],
+    folder: Annotated[
+        Path, typer.Option("--site", envvar="UMBEL_SITE", help="The site's folder, with site.toml.")
+    ] = Path(),
     coordinator: Annotated[str, typer.Option(help="Whose run it is; may be left out where one is known.")] = "",
     bundle: Annotated[Path | None, typer.Option(help="The bundle (.fab or folder), where it carries code.")] = None,
     change: Annotated[list[str] | None, typer.Option("-c", help="key=value over the file, as for umbel run.")] = None,

@@ -10,7 +10,7 @@ from client.agent.bundle import Bundle
 from client.agent.definition import RunDefinition
 from client.agent.house import init
 from client.agent.policy import Hours, SitePolicy, read_policy
-from client.agent.rules import check_hours, check_order, objections
+from client.agent.rules import check_hours, check_order, objections, site_rank
 from tests.client.agent.houses import COORDINATOR, flat_options, make_house, policy_for
 from umbel.config import RunConfig
 from umbel.errors import DeployError, SiteError
@@ -137,6 +137,14 @@ def test_what_the_policy_does_not_allow_is_refused(site, policy, run, said):
     found = objections(site(**policy), definition(site.root, bundle, **run))
     assert any(said in sentence for sentence in found), found
     assert all(sentence.endswith(".") for sentence in found)
+
+
+def test_a_site_that_allows_less_trains_at_less_where_ranks_may_differ(site):
+    house = site(runs__rank=1)
+    mixed = definition(site.root, strategy__ranks="mixed")
+    assert site_rank(house.policy, mixed.config) == 1
+    assert objections(house, mixed) == ()
+    assert site_rank(site().policy, definition(site.root).config) is None
 
 
 def test_a_column_that_is_not_allowed_is_refused(site):

@@ -173,6 +173,17 @@ class TestService:
             list(SiteAgentStub(channel).Train(iter([pb.Part(chunk=bytes(8 << 20))]), timeout=60))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
+    def test_a_call_without_a_deadline_is_refused(self, served):
+        run = pb.Run(id="1", options="{}")
+        with grpc.insecure_channel(socket_of(served[1]), options=CHANNEL_OPTIONS) as channel:
+            for call in (
+                lambda: SiteAgentStub(channel).DryRun(run),
+                lambda: list(SiteAgentStub(channel).Train(iter([pb.Part(head=pb.Head(run=run))]))),
+            ):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call()
+                assert "without a deadline" in caught.value.details()
+
     def test_garbage_is_refused_and_the_agent_goes_on(self, served):
         with grpc.insecure_channel(socket_of(served[1]), options=CHANNEL_OPTIONS) as channel:
             for method in ("Train", "SecAgg", "Evaluate"):
@@ -352,6 +363,7 @@ def test_a_ledger_edited_by_hand_stops_the_round(house, agent_root):
             site.train(order_for(agent_root))
         by_hand(site_house.ledger, "90.0", "20.0")
     verify_books(site_house)
+    assert [line["kind"] for line in read_lines(site_house.log)][1:3] == ["asked", "refused"]
 
 
 def by_hand(path, before, after):

@@ -91,7 +91,7 @@ def test_check_says_what_is_wrong(house, root):
 def test_a_person_reads_what_a_run_costs_and_approves_it(house, run_file, tmp_path):
     made = house()
     run = run_file(privacy__unit="example", privacy__place="step")
-    text = said("review", made.folder, run)
+    text = said("review", run, "--site", made.folder)
     for part in (
         "48 examples at this site",
         "epsilon 0.000 is spent of 20",
@@ -100,19 +100,19 @@ def test_a_person_reads_what_a_run_costs_and_approves_it(house, run_file, tmp_pa
     ):
         assert part in " ".join(text.split()), part
     assert "approved" not in said("log", "show", made.folder) if made.log.exists() else True
-    text = said("review", made.folder, run, "--approve", "--person", "Dr. A", "--days", "3")
+    text = said("review", run, "--site", made.folder, "--approve", "--person", "Dr. A", "--days", "3")
     assert "Approved by Dr. A until" in text
-    shown = said("log", "show", made.folder, "--kind", "approved", "--json")
+    shown = said("log", "--site", made.folder, "--kind", "approved", "--json")
     line = json.loads(shown)
     assert line["person"] == "Dr. A"
     assert line["of"]["options"]["privacy.unit"] == "example"
-    assert "Withdrawn" in said("review", made.folder, run, "--withdraw")
+    assert "Withdrawn" in said("review", run, "--site", made.folder, "--withdraw")
     assert "holds 2 lines and nothing was changed" in said("log", "verify", made.folder)
 
 
 def test_a_run_that_breaks_the_policy_cannot_be_approved(house, run_file):
     made = house()
-    result = call("review", made.folder, run_file(lora__rank=4), "--approve")
+    result = call("review", run_file(lora__rank=4), "--site", made.folder, "--approve")
     assert isinstance(result.exception, SiteError)
     assert "LoRA rank 4 is above the 2 that this site allows" in " ".join(result.output.split())
     assert not made.approvals.exists()
@@ -120,9 +120,9 @@ def test_a_run_that_breaks_the_policy_cannot_be_approved(house, run_file):
 
 def test_a_changed_log_is_found(house, run_file):
     made = house()
-    said("review", made.folder, run_file(), "--approve")
+    said("review", run_file(), "--site", made.folder, "--approve")
     noted = said("log", "verify", made.folder).split("its end: ")[1].split()[0]
-    said("review", made.folder, run_file(train__amount=1), "--approve")
+    said("review", run_file(train__amount=1), "--site", made.folder, "--approve")
     assert "holds 2 lines" in said("log", "verify", made.folder, "--noted", noted)
     path = segments(made.log)[0]
     path.write_bytes(path.read_bytes().replace(b'"train.amount":2', b'"train.amount":4'))
@@ -130,6 +130,12 @@ def test_a_changed_log_is_found(house, run_file):
     assert isinstance(error, SiteError)
     assert "signature" in str(error)
     assert isinstance(call("log", "verify", made.folder, "--noted", "x").exception, SiteError)
+
+
+def test_a_site_that_never_ran_has_no_log(house):
+    error = call("log", "verify", house().folder).exception
+    assert isinstance(error, SiteError)
+    assert "has no log yet" in str(error)
 
 
 def test_status_and_ledger_of_a_running_agent(house):
@@ -142,6 +148,15 @@ def test_status_and_ledger_of_a_running_agent(house):
         rows = json.loads(said("ledger", made.folder, "--json"))
     assert {(row["unit"], row["budget"], row["epsilon"]) for row in rows} == {("example", 20.0, 0), ("client", 20.0, 0)}
     assert "example" in said("ledger", made.folder)
+
+
+def test_the_folder_may_come_from_the_environment(house, run_file, monkeypatch):
+    made = house()
+    monkeypatch.setenv("UMBEL_SITE", str(made.folder))
+    said("review", run_file(), "--approve")
+    assert "approved" in said("log")
+    assert "holds 1 lines" in said("log", "verify")
+    assert said("ledger")
 
 
 def test_the_command_turns_refusals_into_a_sentence_and_a_code(tmp_path, capsys):
