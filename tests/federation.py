@@ -19,7 +19,8 @@ from deploy.provision import Authority
 from deploy.provision import certificates as build
 from deploy.provision.keys import authority_key
 from tests.coordinator.sample_run import write_run
-from tests.e2e.checkout import ROOT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(root: Path) -> Authority:
@@ -60,7 +61,9 @@ def finished_run(root: Path, *, values: int = 600, seed: int = 0) -> Path:
 
 
 @contextmanager
-def release_server(member: Path, store: Path, *options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def release_server(
+    member: Path, store: Path, *options: str, port: int = 0
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """``umbel release serve`` in a process of its own; yields it and its address."""
     command = [sys.executable, "-m", "umbel", "release", "serve", "--member", str(member), "--store", str(store)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

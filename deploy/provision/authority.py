@@ -335,8 +335,8 @@ class Authority:
             for host in hosts:
                 if other.name != name and other.revoked is None and host in taken:
                     raise DeployError(
-                        f"{name!r} asks for the host {host!r}, which is {other.name!r}'s: no member may answer in "
-                        "another's name."
+                        f"{name!r} asks for the host {host!r}, which belongs to {other.name!r}: no member may "
+                        "answer in another's name."
                     )
 
     def _active(self, index: Index, name: str) -> Member:

@@ -202,7 +202,7 @@ def show(pki: Pki = _PKI) -> None:
     authority = Authority(pki)
     index = authority.index()
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "kind", "keys", "state", "valid until", "serial"):
+    for column in ("name", "kind", "keys", "state", "valid until"):
         table.add_column(column, no_wrap=True)
     for member in sorted(index.members.values(), key=lambda member: (member.kind, member.name)):
         table.add_row(*_row(member))
@@ -215,7 +215,7 @@ def _row(member: Member) -> list[str]:
 
     where = "here" if member.folder else "its own"
     if member.revoked is not None:
-        return [member.name, member.kind, where, f"revoked {member.revoked:%Y-%m-%d}", "", ""]
+        return [member.name, member.kind, where, f"revoked {member.revoked:%Y-%m-%d}", ""]
     currents = [issued for use in USES[member.kind] if (issued := member.current(use)) is not None]
     first = min(currents, key=lambda issued: issued.not_after, default=None)
     return [
@@ -224,7 +224,6 @@ def _row(member: Member) -> list[str]:
         where,
         "enrolled",
         f"{first.not_after:%Y-%m-%d}" if first else "",
-        f"{first.serial:x}"[:16] if first else "",
     ]
 
 
