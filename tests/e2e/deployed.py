@@ -300,7 +300,16 @@ class Deployment:
         folder = self.root / "apps" / str(flat["run.id"])
         write_thin(folder, flat)
         for name in self.sites:
-            cli("site", "review", folder / "pyproject.toml", "--site", self.site(name), "--approve", "--person", "tester")
+            cli(
+                "site",
+                "review",
+                folder / "pyproject.toml",
+                "--site",
+                self.site(name),
+                "--approve",
+                "--person",
+                "tester",
+            )
         return folder
 
     def submit(self, app: Path) -> str:
