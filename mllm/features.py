@@ -10,6 +10,7 @@ changes neither results (up to rounding) nor any guarantee.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -75,8 +76,7 @@ class SealedFeatures:
 
     def __init__(self, folder: Path, key: bytes, budget: int) -> None:
         self._folder, self._key, self._cipher = folder, key, AESGCM(key)
-        held = folder.iterdir() if folder.is_dir() else ()
-        self._budget = budget - sum(path.stat().st_size for path in held)
+        self._budget = budget - _bytes_in(folder)
 
     def _path(self, key: bytes) -> Path:
         return self._folder / hmac.new(self._key, key, hashlib.sha256).hexdigest()
@@ -99,6 +99,14 @@ class SealedFeatures:
         if len(blob) <= self._budget:
             self._budget -= len(blob)
             write_atomic(path, blob, mode=0o600)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(OSError):  # another process may just be renaming it
+            total += path.stat().st_size
+    return total
 
 
 def feature_store(kind: str, tower: str, megabytes: int) -> FeatureStore:

@@ -83,7 +83,7 @@ def attach_soft_tokens(model: Any, kind: str, tokens: int) -> tuple[SoftTokens, 
     """Puts soft tokens (zeros) before the language model of ``model``, and returns them with the hooks' handles.
 
     Raises:
-        ModelError: the language model counts positions in several dimensions, or has no attention for a prefix.
+        ModelError: the language model counts positions in several dimensions, or has no attention.
     """
     text = getattr(model.config, "text_config", None)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -92,9 +92,9 @@ def attach_soft_tokens(model: Any, kind: str, tokens: int) -> tuple[SoftTokens, 
             f"{type(model).__name__} has positions of several dimensions, which soft tokens would break: set "
             "lora.method to lora."
         )
-    if kind == "prefix" and not hasattr(text, "num_attention_heads"):
+    if not hasattr(text, "num_attention_heads"):
         raise ModelError(
-            f"The {text.model_type} language model has no attention for a prefix: set lora.method to lora."
+            f"The {text.model_type} language model has no attention for a {kind}: set lora.method to lora."
         )
     (path,) = find_parts(model)["language"]
     language = model.get_submodule(path)

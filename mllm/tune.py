@@ -78,11 +78,10 @@ def attach(base: Base, config: LoraConfig, *, seed: int) -> TunedModel:
     device = next(model.parameters()).device
     handles: list[Any] = []
     modules: list[tuple[Any, str]] = []
+    shape = LoraShape(config.rank, config.alpha, config.rslora)
     if config.method == "adapter":
         for site in target_sites(model, config):
-            made = Bottleneck(
-                site.module.in_features, site.module.out_features, config.rank, config.alpha / config.rank
-            )
+            made = Bottleneck(site.module.in_features, site.module.out_features, config.rank, shape.scaling)
             handles.append(put_beside(site.module, made.to(device)))
             modules.append((site.module, "adapter"))
     else:
@@ -96,7 +95,7 @@ def attach(base: Base, config: LoraConfig, *, seed: int) -> TunedModel:
             parameter.data = seeded_uniform(name, tuple(parameter.shape), seed, bound).to(device)
         assert parameter.dtype == torch.float32
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    spec = AdapterSpec.from_shapes(shapes, LoraShape(config.rank, config.alpha, config.rslora))
+    spec = AdapterSpec.from_shapes(shapes, shape)
     return InjectedModel(
         model,
         spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,8 @@ def load_adapter_folder(folder: Path, base_name: str | None, quantization: Quant
     model = (
         _own(base, body, tensors, folder) if body.get("peft_type") == "UMBEL" else _by_peft(base, folder, set(tensors))
     )
-    digest = sum(float(abs(value).sum()) for value in tensors.values())
-    return Subject(model, Collator(base.processor), f"{base.hash}/{base.report.backend}/{len(tensors)}/{digest!r}")
+    digest = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
+    return Subject(model, Collator(base.processor), f"{base.hash}/{base.report.backend}/{digest}")
 
 
 def _own(base: Base, body: dict[str, Any], tensors: dict[str, Any], folder: Path) -> Any:

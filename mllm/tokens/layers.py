@@ -43,6 +43,11 @@ class LayerDrop:
                 f"model.token-layer {after} does not fit a language model of {len(layers)} layers: choose 1 to "
                 f"{len(layers) - 1}."
             )
+        if not all(hasattr(layer, "self_attn") for layer in layers):
+            raise ModelError(
+                f"{type(layers[0]).__name__} is no attention layer, so image tokens cannot be dropped there: use pool, "
+                "tome or prumerge."
+            )
         asked: Any = layers[after - 1]
         if share > 0 and not all(hasattr(getattr(asked, "self_attn", None), name) for name in ("q_proj", "k_proj")):
             raise ModelError(

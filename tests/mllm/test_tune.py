@@ -169,6 +169,11 @@ def test_impossible_places_are_refused():
 
     with pytest.raises(ModelError, match="positions of several dimensions"):
         attach(Stub(), LoraConfig(method="prompt"), seed=0)
+    del qwen.model.config.text_config.rope_parameters["mrope_section"]
+    del qwen.model.config.text_config.num_attention_heads
+    for method in ("prompt", "prefix"):
+        with pytest.raises(ModelError, match="has no attention"):
+            attach(Stub(), LoraConfig(method=method), seed=0)
 
 
 def test_soft_tokens_refuse_a_cache(saved):

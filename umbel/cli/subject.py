@@ -70,4 +70,4 @@ def _of_run(folder: Path) -> Subject:
     vector, side = load_adapter(folder, warm.tuned.spec)
     warm.tuned.load(vector, side)
     digest = hashlib.sha256(vector.tobytes()).hexdigest()
-    return Subject(warm.tuned.model, warm.collator, f"{warm.base.hash}/{config.model!r}/{digest}")
+    return Subject(warm.tuned.model.eval(), warm.collator, f"{warm.base.hash}/{config.model!r}/{digest}")

@@ -12,6 +12,7 @@ from mllm.tasks.collate import Batch, Collator
 from mllm.tasks.example import Example, ImageSource
 from mllm.testing import random_image, tiny_composed, tiny_llava, tiny_qwen25vl
 from mllm.tokens import METHODS, TokenPlan, attach_tokens
+from mllm.tokens.layers import LayerDrop
 from mllm.tokens.merge import REDUCERS, pool, prumerge, tome
 from privacy.clipping import make_engine
 from umbel.config.model import LoraConfig
@@ -259,3 +260,10 @@ def test_beams_repeat_the_images_of_shortened_text(saved):
     inputs = batch_for(base, attached.kept).inputs
     with torch.no_grad():
         assert base.model.generate(**inputs, num_beams=2, max_new_tokens=2).shape[0] == 3
+
+
+def test_layers_without_attention_are_refused():
+    layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+    for share in (0.0, 0.5):
+        with pytest.raises(ModelError, match="is no attention layer"):
+            LayerDrop(torch.nn.Embedding(3, 4), layers, 1, share, 2)
