@@ -1,0 +1,82 @@
+"""Registering and taking out a SuperNode, at a real SuperLink with the provisioned certificate."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.provision.supernode import register, unregister
+from tests.federation import make
+from umbel.errors import DeployError
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return make(tmp_path)
+
+
+def test_only_sites_have_a_supernode_and_only_registered_ones_are_taken_out(authority):
+    members = authority.index().members
+    with pytest.raises(DeployError, match="'hub' is a coordinator and runs no SuperNode"):
+        register(authority, members["hub"], "lo")
+    with pytest.raises(DeployError, match="was not registered from here: find its id with 'flwr supernode list lo'"):
+        unregister(members["hospital-a"], "lo")
+
+
+@pytest.mark.flower
+def test_a_real_superlink_registers_and_forgets(authority, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tls = authority.home("coordinator", "hub") / "superlink"
+    home = tmp_path / "flwr"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink.lo]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{tls / "ca.pem"}"\n'
+    )
+    for key, value in {"FLWR_HOME": home, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}.items():
+        monkeypatch.setenv(key, str(value))
+    command = [str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(port), "--enable-supernode-auth"]
+    command += ["--ssl-ca-certfile", str(tls / "ca.pem"), "--ssl-certfile", str(tls / "cert.pem")]
+    command += ["--ssl-keyfile", str(tls / "key.pem"), "--disable-runtime-dependency-installation"]
+    with (tmp_path / "log").open("w") as log:
+        link = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ, cwd=tmp_path)
+    try:
+        until = time.monotonic() + 90
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert link.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        node = register(authority, authority.index().members["hospital-a"], "lo")
+        assert authority.index().members["hospital-a"].node == node
+        assert listed()[node] == "registered"
+        member = authority.revoke("hospital-a")
+        assert unregister(member, "lo") == node
+        assert listed().get(node) in (None, "unregistered")
+        with pytest.raises(DeployError, match="'flwr supernode unregister' failed"):
+            unregister(member, "lo")
+    finally:
+        link.terminate()
+        link.wait(30)
+
+
+def listed():
+    done = subprocess.run(
+        [str(BIN / "flwr"), "supernode", "list", "lo", "--verbose", "--format", "json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return {node["node-id"]: node["status"] for node in json.loads(done.stdout)["nodes"]}
