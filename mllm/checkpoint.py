@@ -39,10 +39,19 @@ def _find(name: str) -> Path:
     base = locate(name)
     if base is not None:
         return Path(base)
+    from mllm.zoo import store
+
+    found = store.locate(name, _find)
+    if isinstance(found, Path):
+        return found
+    name = found or name
     if name == "demo":
         raise ModelError("The demo base has not been built: run `umbel base build demo` first.")
     if not _HUB_ID.fullmatch(name) or directory.is_file():
-        raise ModelError(f"Model {name!r} is neither demo nor a directory nor a hub id such as 'owner/model'.")
+        raise ModelError(
+            f"Model {name!r} is neither demo nor in the zoo (`umbel zoo` lists it) nor a directory nor a hub id such "
+            "as 'owner/model'."
+        )
     from huggingface_hub import snapshot_download
 
     try:

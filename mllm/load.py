@@ -48,7 +48,10 @@ class Base:
     @property
     def source(self) -> str:
         """What an adapter names as its base: the hub id, or the directory's full path."""
-        return str(self.path.resolve()) if self.name == "demo" or Path(self.name).expanduser().is_dir() else self.name
+        return str(self.path.resolve()) if "/" not in self.name or self._here() else self.name
+
+    def _here(self) -> bool:
+        return Path(self.name).expanduser().is_dir() or "=" in self.name
 
 
 def load_base(

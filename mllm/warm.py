@@ -86,7 +86,7 @@ def _loaded(config: ModelConfig, public: ExampleSet | None) -> Base:
     from mllm.tokens import TokenPlan, attach_tokens
 
     base = load_base(
-        config.name,
+        config.reference,
         config.quantization,
         parts=quantization_of_parts(config.quantization_parts),
         prepare=preparation(config, lambda: public),

@@ -119,7 +119,7 @@ def footprint(config: RunConfig, *, gpu: bool = False) -> Footprint:
     """
     from simulations.batched.trainer import default_rows  # imports torch, which a refusal of options need not wait for
 
-    path = resolve(config.model.name)
+    path = resolve(config.model.reference)
     linear, other, stored = _values(path)
     asked = config.model.quantization
     backend = ("nf4" if gpu else "int8-weight-only") if asked == "auto" else asked

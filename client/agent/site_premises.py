@@ -78,21 +78,29 @@ def known_data(house: House, config: RunConfig) -> Data:
 
 def site_view(house: House, config: RunConfig) -> RunConfig:
     """The run's options with the site's own paths and threads."""
-    data, model = known_data(house, config), house.policy.model(config.model.reference)
-    if model is None:
-        known = ", ".join(repr(m.name) for m in house.policy.models) or "none"
-        raise SiteError(
-            f"The run asks for the model {config.model.reference!r}, and this site allows {known}: add it there."
-        )
+    data = known_data(house, config)
     threads = min(config.train.threads, house.policy.limits.threads or config.train.threads)
-    # A path of the site's own stands for the whole: a run cannot add a size or weights to it.
-    own = {"name": str(house.place(model.path)), "size": "full", "weights": "published"} if model.path else {}
+    model: dict[str, Any] = {}
+    if place := known_model(house, config.model.reference):
+        model = {"name": place, "size": "full", "weights": "published"}
+    train: dict[str, Any] = {"threads": threads}
+    if config.train.teacher != "none":
+        train["teacher"] = known_model(house, config.train.teacher) or config.train.teacher
     changes: Mapping[str, Any] = {
-        "model": config.model.model_copy(update=own),
+        "model": config.model.model_copy(update=model),
         "task": config.task.model_copy(update={"data": str(house.place(data.root))} if data.root else {}),
-        "train": config.train.model_copy(update={"threads": threads}),
+        "train": config.train.model_copy(update=train),
     }
     return config.model_copy(update=changes)
+
+
+def known_model(house: House, name: str) -> str:
+    """Where a model lies at this site; "" where its name says so. Raises SiteError when the policy has none such."""
+    model = house.policy.model(name)
+    if model is None:
+        known = ", ".join(repr(m.name) for m in house.policy.models) or "none"
+        raise SiteError(f"The run asks for the model {name!r}, and this site allows {known}: add it to its site.toml.")
+    return str(house.place(model.path)) if model.path else ""
 
 
 def site_examples(view: RunConfig, data: Data) -> ExampleSet:

@@ -15,8 +15,9 @@ from umbel.errors import ModelError
 class ConvNext(Encoder):
     """``ConvNextModel``: the last stage, or with ``join_stages`` all of them.
 
-    ``join_stages`` (an attribute of the configuration, False where it is missing) brings every stage to the grid of
-    the first by bilinear interpolation and joins their channels, as Mini-Gemini does.
+    Attributes of the configuration, False where they are missing: ``join_stages`` brings every stage to the grid of
+    the first by bilinear interpolation and joins their channels, as Mini-Gemini does; ``norm_last`` applies the final
+    norm to every token, as OpenCLIP's trunk does in SPHINX, and not to their mean.
     """
 
     name = "convnext"
@@ -58,8 +59,10 @@ class ConvNext(Encoder):
         """Tokens in reading order."""
         self.check(tower.config, layer)
         if not _joined(tower.config):
-            last: torch.Tensor = tower(pixel_values=pixels).last_hidden_state
-            return last.flatten(2).transpose(1, 2)
+            last: torch.Tensor = tower(pixel_values=pixels).last_hidden_state.flatten(2).transpose(1, 2)
+            if getattr(tower.config, "norm_last", False):
+                last = tower.layernorm(last)  # type: ignore[operator]
+            return last
         stages = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[1:]
         side = self.grid(tower.config)
         wide = [stages[0], *(functional.interpolate(s, size=side, mode="bilinear") for s in stages[1:])]

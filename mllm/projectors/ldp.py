@@ -35,10 +35,10 @@ class MobileUnit(nn.Module):
         super().__init__()
         self.stride = stride
         self.depthwise = nn.Conv2d(width, width, 3, stride, 1, groups=width, bias=False)
-        self.norm1 = ChannelNorm(width, eps=1e-6)
+        self.norm1 = ChannelNorm(width)
         self.excite = SqueezeExcite(width, squeezed(width))
         self.pointwise = nn.Conv2d(width, width, 1, bias=False)
-        self.norm2 = ChannelNorm(width, eps=1e-6)
+        self.norm2 = ChannelNorm(width)
 
     def forward(self, plane: torch.Tensor) -> torch.Tensor:
         """[images, width, rows, columns] to the same, divided by the stride and rounded up."""

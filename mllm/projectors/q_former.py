@@ -15,11 +15,11 @@ from mllm.projectors.base import Grid, Projector, depth_of, divisible, positive
 class QFormerProjector(nn.Module):
     """Learned queries through ``Blip2QFormerModel``, then linears without activation between them."""
 
-    def __init__(self, config: Any, inputs: int, queries: int, widths: Sequence[int]) -> None:
+    def __init__(self, config: Any, inputs: int, queries: int, widths: Sequence[int], norm: bool) -> None:
         super().__init__()
         from transformers import Blip2QFormerModel
 
-        self.norm = nn.LayerNorm(inputs)
+        self.norm = nn.LayerNorm(inputs) if norm else nn.Identity()
         self.query = nn.Parameter(torch.empty(1, queries, config.hidden_size))
         nn.init.normal_(self.query, std=0.02)
         self.qformer = Blip2QFormerModel(config)
@@ -38,11 +38,12 @@ class QFormerProjector(nn.Module):
 class QFormer(Projector):
     """``queries`` tokens; cross-attention in every second layer.
 
-    Options: ``width``, ``layers`` and ``heads`` of the Q-Former; ``depth`` linears after it, ``hidden`` wide between.
+    Options: ``width``, ``layers`` and ``heads`` of the Q-Former; ``depth`` linears after it, ``hidden`` wide between;
+    ``norm`` 0 where the tower normalises its output itself.
     """
 
     name = "q-former"
-    defaults = {"queries": 32, "width": 768, "layers": 12, "heads": 12, "depth": 1, "hidden": 4096}  # noqa: RUF012
+    defaults = {"queries": 32, "width": 768, "layers": 12, "heads": 12, "depth": 1, "hidden": 4096, "norm": 1}  # noqa: RUF012
 
     def tokens(self, options: Mapping[str, Any], grid: Grid) -> int:
         """As many as there are queries."""
@@ -67,7 +68,7 @@ class QFormer(Projector):
             use_qformer_text_input=False,
         )
         linears = [inner, *[int(options["hidden"])] * (depth_of(options) - 1), outputs]
-        return QFormerProjector(config, sum(widths), queries, linears)
+        return QFormerProjector(config, sum(widths), queries, linears, bool(options["norm"]))
 
     def tiny(self) -> dict[str, Any]:
         """Four queries, two layers of width 64."""

@@ -73,7 +73,7 @@ def audit(
         _report(None, shown, as_json)
         shown.require()
         return
-    name = model or config.model.name
+    name = model or config.model.reference
     if kind is Kind.EXAMPLES and name.startswith(TINY):
         raise ModelError(f"Canary examples need a task's images and words, which {name} lacks: leave out --model.")
     subject = subject_of(name, config, examples)

@@ -28,6 +28,7 @@ COMMANDS = {
     "export": ("umbel.cli.export", "Copy a run's adapter to a folder that PEFT loads."),
     "config": ("umbel.cli.config", "Show every option with its default and meaning."),
     "base": ("umbel.cli.base", "Build the base models that umbel ships recipes for."),
+    "zoo": ("umbel.cli.zoo", "Show the models that a name stands for: sizes, memory, licence, what is verified."),
     "strategies": ("umbel.cli.strategies", "Show the federated LoRA methods and what each can do."),
     "privacy": ("umbel.cli.privacy", "Plan a privacy budget, or see what was spent."),
     "audit": ("umbel.cli.audit", "Measure what leaks, beside what is claimed."),

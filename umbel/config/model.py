@@ -17,7 +17,11 @@ class ModelConfig(Section):
     """The frozen base."""
 
     name: str = Field(default="demo", min_length=1)
-    """``demo``, a directory, or a hub id that AutoModelForImageTextToText loads."""
+    """``demo``, a model of the zoo (``umbel zoo``), a directory, or a hub id."""
+    size: Literal["full", "tiny"] = "full"
+    """Of a model of the zoo: its published weights, or the same architecture with tiny random ones for trials."""
+    weights: str = "published"
+    """Directories or hub ids in a zoo system's published layout, comma-separated; ``published``: its own."""
     quantization: Quantization = "auto"
     """How the base's linear weights are stored; ``auto`` picks by hardware."""
     quantization_parts: str = Field(default="same", alias="quantization-parts")
@@ -42,6 +46,12 @@ class ModelConfig(Section):
     """Most megabytes of them."""
     gradient_checkpointing: bool = Field(default=False, alias="gradient-checkpointing")
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def reference(self) -> str:
+        """``name`` with size and weights, in the form that finds a base: ``bunny-v1:tiny``, ``bunny-v1=DIRECTORY``."""
+        weights = "" if self.weights == "published" else f"={self.weights}"
+        return self.name + ("" if self.size == "full" else f":{self.size}") + weights
 
     @field_validator("quantization_parts")
     @classmethod

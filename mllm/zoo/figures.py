@@ -1,0 +1,151 @@
+"""Sizes of the zoo's systems, counted without their storage, and what a benchmark has shown of each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.initialization import no_init_weights
+
+from mllm.parts import linear_sites
+from mllm.zoo.memory import BITS, Step, training_memory
+from mllm.zoo.native import NATIVE
+from mllm.zoo.system import System
+from mllm.zoo.systems import SYSTEMS
+from umbel.errors import ModelError
+
+VERIFIED = Path(__file__).parent / "verified.json"
+"""What ``python -m benchmarks.zoo --record`` wrote last."""
+SIZES = Path(__file__).parent / "sizes.json"
+"""What :func:`record_sizes` wrote last: counting a system takes seconds."""
+RANK = 8
+STEP = Step(examples=1, images=1, words=128)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of one system at full size, with an NF4 base and LoRA factors of rank 8 on its language model.
+
+    Attributes:
+        parameters: all of them, each once.
+        tokens: image tokens of one image.
+        image_size: pixels a side.
+        quantized_bytes: of the base as stored; embeddings, norms and convolutions in 16 bits.
+        adapter_bytes: that a client sends and gets each round, float32.
+        training_bytes: a training step on one image and 128 words in float32, see :mod:`mllm.zoo.memory`.
+        checkpointed_bytes: the same with gradient checkpointing.
+    """
+
+    parameters: int
+    tokens: int
+    image_size: int
+    quantized_bytes: int
+    adapter_bytes: int
+    training_bytes: int
+    checkpointed_bytes: int
+
+
+def count(system: System) -> Sizes:
+    """Counts a system; nothing of its size is held in memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from mllm.modeling import ComposedForConditionalGeneration
+
+    config = system.config("full")
+    with FakeTensorMode(), no_init_weights():
+        model = ComposedForConditionalGeneration(config)
+    sites = [site for site in linear_sites(model) if not site.exempt]
+    packed = {id(site.module.weight) for site in sites if site.part != "projector"}
+    parameters = {id(p): p for p in model.parameters()}
+    stored = sum(p.numel() * (BITS["nf4"] if key in packed else 16.0) / 8 for key, p in parameters.items())
+    trained = sum(RANK * (s.module.in_features + s.module.out_features) for s in sites if s.part == "language")
+    plain = training_memory(config, STEP, rank=RANK)
+    again = training_memory(system.config("full"), STEP, rank=RANK, checkpointing=True)
+    return Sizes(
+        parameters=sum(p.numel() for p in parameters.values()),
+        tokens=config.tokens_per_image,
+        image_size=config.image_size,
+        quantized_bytes=round(stored),
+        adapter_bytes=4 * trained,
+        training_bytes=plain.total,
+        checkpointed_bytes=again.total,
+    )
+
+
+def record_sizes(names: list[str] | None = None) -> None:
+    """Counts systems and keeps the figures; all of them by default."""
+    from dataclasses import asdict
+
+    kept = _read(SIZES)
+    for name in names or list(SYSTEMS):
+        kept[name] = asdict(count(SYSTEMS[name]))
+        SIZES.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
+
+
+def rows() -> list[dict[str, Any]]:
+    """One dictionary a system, then one a family of transformers: what is counted, stated, and verified.
+
+    ``verified`` holds ``dp``, ``secagg``, ``quantization`` and ``checkpoint``, each true, false, or None where the
+    benchmark has not run or does not apply; ``lanes`` says whether many clients can share a batch.
+    """
+    sizes, shown = _read(SIZES), _read(VERIFIED)
+    found: list[dict[str, Any]] = []
+    for name, system in SYSTEMS.items():
+        found.append(
+            {
+                "name": name,
+                "title": system.title,
+                "kind": "composed",
+                "paper": system.paper,
+                "towers": list(system.towers),
+                "projector": system.projector["type"],
+                "language": system.language,
+                "weights": list(system.weights),
+                "licence": system.licence or "not published",
+                "note": system.note,
+                **sizes.get(name, {}),
+                "verified": verified(shown.get(name)),
+            }
+        )
+    for name, family in NATIVE.items():
+        found.append(
+            {
+                "name": name,
+                "title": family.title,
+                "kind": "native",
+                "weights": [family.hub],
+                "licence": family.licence,
+                "parameters": round(family.parameters * 1e9),
+                "tokens": family.tokens,
+                "note": "" if family.processor else "Its tiny form has no processor: row maps are tested, no run is.",
+                "verified": verified(shown.get(name)),
+            }
+        )
+    return found
+
+
+def verified(row: dict[str, Any] | None) -> dict[str, bool | None]:
+    """What a recorded row of the benchmark shows; None throughout when there is none."""
+    keys = ("dp", "secagg", "quantization", "checkpoint", "lanes")
+    if row is None:
+        return dict.fromkeys(keys)
+    private = row.get("sensitivity") is not None and row["sensitivity"] <= 1.0 and row.get("norms", 1.0) < 1e-3
+    return {
+        "dp": bool(row["round_ok"] and private),
+        "secagg": bool(row["round_ok"] and row.get("secure")),
+        "quantization": bool(row["round_ok"] and row["quantized"]),
+        "checkpoint": row["checkpoint_ok"],
+        "lanes": row.get("lanes"),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{path} cannot be read: reinstall umbel.") from None
+    return body

@@ -1,0 +1,62 @@
+"""``umbel zoo``: the models that a name in the configuration stands for."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from umbel.cli.console import out
+
+app = typer.Typer(add_completion=False)
+
+_MARKS = {True: "yes", False: "no", None: "-"}
+
+
+@app.command()
+def show(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+) -> None:
+    """Show the models of the zoo: sizes, memory, licence, and what a benchmark has shown of each."""
+    from mllm.zoo.figures import rows
+
+    found = rows()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model.name", style="cyan", no_wrap=True)
+    for name in ("params", "tokens", "NF4", "adapter", "training", "less"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("dp", "sec", "q", "ckpt", "lanes"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("licence", overflow="fold")
+    for row in found:
+        seen = row["verified"]
+        marks = [_MARKS[seen[key]] for key in ("dp", "secagg", "quantization", "checkpoint", "lanes")]
+        table.add_row(row["name"], *_sizes(row), *marks, row["licence"])
+    out.print(table)
+    out.print()
+    out.print(
+        "tokens: an image. adapter: bytes a client sends a round, rank 8 on the language model. training: memory of a "
+        "step on one image and 128 words in float32 over an NF4 base, and with gradient checkpointing (less). dp, sec "
+        "(secure aggregation), q (NF4), ckpt (published layout), lanes: shown by `python -m benchmarks.zoo`; - is not "
+        "measured. Choose with -c model.name=NAME; -c model.size=tiny tries it at test size. docs/models.md says more."
+    )
+
+
+def _sizes(row: dict[str, Any]) -> list[str]:
+    def giga(key: str) -> str:
+        return f"{row[key] / 1e9:.1f} GB" if key in row else ""
+
+    adapter = f"{row['adapter_bytes'] / 1e6:.0f} MB" if "adapter_bytes" in row else ""
+    return [
+        f"{row['parameters'] / 1e9:.2f}B" if "parameters" in row else "",
+        str(row.get("tokens", "")),
+        giga("quantized_bytes"),
+        adapter,
+        giga("training_bytes"),
+        giga("checkpointed_bytes"),
+    ]
