@@ -219,7 +219,7 @@ def test_one_broken_folder_keeps_no_other_from_a_revocation(authority, tmp_path)
 def test_an_outdated_list_lets_nobody_in(authority):
     folder = authority.home("coordinator", "hub") / "release"
     later = datetime.now(UTC) + timedelta(days=61)
-    with pytest.raises(DeployError, match=r"is out of date since .* 'umbel provision renew' writes it"):
+    with pytest.raises(DeployError, match=r"is out of date since .*'umbel provision renew' writes it"):
         RevocationList(folder / "crl.pem", authority.ca).check(1, "x", later)
 
 

@@ -43,7 +43,16 @@ def test_a_real_superlink_registers_and_forgets(authority, tmp_path, monkeypatch
     )
     for key, value in {"FLWR_HOME": home, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}.items():
         monkeypatch.setenv(key, str(value))
-    command = [str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(port), "--enable-supernode-auth"]
+    command = [
+        str(BIN / "flower-superlink"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--enable-supernode-auth",
+        "--isolation",
+        "process",
+    ]
     command += ["--ssl-ca-certfile", str(tls / "ca.pem"), "--ssl-certfile", str(tls / "cert.pem")]
     command += ["--ssl-keyfile", str(tls / "key.pem"), "--disable-runtime-dependency-installation"]
     with (tmp_path / "log").open("w") as log:
