@@ -245,7 +245,7 @@ class Agent:
         key = (call.coordinator, run, definition.hash)
         if key not in self._sites:
             premises = SitePremises(self.house, config, call.coordinator, run)
-            wanted = self.house.policy.model(config.model.name)
+            wanted = self.house.policy.model(config.model.reference)
             if wanted is not None and wanted.hash and warm_model(premises.view).base.hash != wanted.hash:
                 raise ModelError(
                     f"The model {wanted.name!r} at this site is not the one that its policy names by hash: put the "

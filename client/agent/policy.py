@@ -68,7 +68,7 @@ class Model(Rule):
     """A base model that may be tuned here."""
 
     name: str = Field(min_length=1)
-    """What a run calls it (model.name)."""
+    """What a run calls it: model.name, with size and weights as in ``bunny-v1:tiny``, ``bunny-v1=DIRECTORY``."""
     path: str = ""
     """Where it lies at this site; empty takes the name."""
     hash: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")

@@ -107,8 +107,10 @@ def _carried(policy: SitePolicy, definition: RunDefinition) -> Iterator[str]:
 
 
 def _model(policy: SitePolicy, config: RunConfig) -> Iterator[str]:
-    if policy.model(config.model.name) is None:
-        yield f"The model {config.model.name!r} is not allowed at this site: its owner can add it to site.toml."
+    wanted = [config.model.reference] + ([config.train.teacher] if config.train.teacher != "none" else [])
+    for name in wanted:
+        if policy.model(name) is None:
+            yield f"The model {name!r} is not allowed at this site: its owner can add it to site.toml."
 
 
 def _data(policy: SitePolicy, config: RunConfig) -> Iterator[str]:
