@@ -10,6 +10,10 @@ BlazeFL 3.0 needs Python 3.14 and is left out.
 
     python -m benchmarks.simulation --json
     python -m benchmarks.simulation --only train --devices 256 --systems ours,loop
+    python -m benchmarks.simulation --results FILE --limit 4    # four more cells; again until none is left
+
+With ``--results`` each cell (one system, one kind, one number of devices, one size) is measured once and kept: a line
+of figures in the file, its mean in the folder ``FILE.means`` beside it, so that a later cell is checked against it too.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cells import Cell, Results
 from benchmarks.output import finish, parser
 
 NOOP_MB = (0.1, 4.0, 40.0)
@@ -36,19 +41,53 @@ _FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "simulation
 
 
 class Bench:
-    """Runs one system at a time and keeps the means that they leave."""
+    """Runs one system at a time and keeps the means that they leave.
 
-    def __init__(self, root: Path, actors: int, pfl_python: str | None) -> None:
+    Args:
+        root: scratch: base, data, means.
+        actors: processes of each system.
+        pfl_python: a Python that has pfl, or None.
+        results: keeps cells that were measured; None measures every cell.
+        limit: most cells to measure now; 0 measures all.
+    """
+
+    def __init__(
+        self, root: Path, actors: int, pfl_python: str | None, results: Results | None = None, limit: int = 0
+    ) -> None:
         self._root = root
         self._actors = actors
         self._pfl = pfl_python
+        self._results = results
+        self._left = limit or sys.maxsize
+        self.skipped = 0
 
     def run(self, system: str, kind: str, devices: int, *, mb: float = 0.1, repeats: int = 3) -> dict[str, Any]:
-        """What one system measured, and its mean under ``mean``; empty where a rival is not there or failed."""
+        """What one system measured, and its mean under ``mean``; empty where a rival is not there or failed.
+
+        Empty too where the limit is reached before this cell; ``skipped`` counts those.
+        """
         if system == "pfl" and self._pfl is None:
             return {}
+        if self._results is None:
+            return self._measure(system, kind, devices, mb, repeats, self._root / f"{system}-{kind}-{devices}-{mb}.npy")
+        names = {"system": system, "kind": kind, "devices": devices} | ({"mb": mb} if kind == "noop" else {})
+        cell = Cell(names, {"actors": self._actors, "repeats": repeats})
+        mean = self._results.path.with_suffix(".means") / f"{cell.key}.npy"
+        found = self._results.get(cell)
+        if found is not None and mean.exists():
+            return {key: value for key, value in found.items() if key not in names} | {"mean": np.load(mean)}
+        if self._left <= 0:
+            self.skipped += 1
+            return {}
+        self._left -= 1
+        mean.parent.mkdir(parents=True, exist_ok=True)
+        figures = self._measure(system, kind, devices, mb, repeats, mean)
+        if figures:
+            self._results.put(cell, {key: value for key, value in figures.items() if key != "mean"})
+        return figures
+
+    def _measure(self, system: str, kind: str, devices: int, mb: float, repeats: int, mean: Path) -> dict[str, Any]:
         python = self._pfl if system == "pfl" and self._pfl else sys.executable
-        mean = self._root / f"{system}-{kind}-{devices}-{mb}.npy"
         command = [python, "-m", "benchmarks.simulators", system, kind, "--devices", str(devices), "--mb", str(mb)]
         command += ["--actors", str(self._actors), "--repeats", str(repeats)]
         command += ["--root", str(self._root), "--mean", str(mean)]
@@ -149,14 +188,18 @@ def main() -> None:
     made.add_argument("--mb", help="sizes of updates in MB, comma-separated")
     made.add_argument("--systems", help="of ours, flower, packed, actors, pfl and loop, comma-separated")
     made.add_argument("--actors", type=int, default=os.cpu_count() or 1)
+    made.add_argument("--results", type=Path, help="keeps what was measured; cells that stand there are not run again")
+    made.add_argument("--limit", type=int, default=0, help="most cells to measure now; 0 measures all")
     made.add_argument("--pfl-python", default=os.environ.get("UMBEL_PFL_PYTHON"), help="a Python that has pfl 0.6")
     arguments = made.parse_args()
     parts = [arguments.only] if arguments.only else ["noop", "train", "growth"]
     systems = set((arguments.systems or ",".join({*_NOOP_SYSTEMS, *_TRAIN_SYSTEMS})).split(","))
     chosen = [int(n) for n in arguments.devices.split(",")] if arguments.devices else None
     figures: dict[str, Any] = {}
+    results = Results(arguments.results) if arguments.results else None
     with tempfile.TemporaryDirectory(prefix="umbel-bench-") as folder:
-        bench = Bench(Path(folder), arguments.actors, arguments.pfl_python)
+        root = arguments.results.with_suffix(".root").absolute() if arguments.results else Path(folder)
+        bench = Bench(root, arguments.actors, arguments.pfl_python, results, arguments.limit)
         if "noop" in parts:
             sizes = [float(mb) for mb in arguments.mb.split(",")] if arguments.mb else list(NOOP_MB)
             figures["noop"] = noop(bench, chosen or list(NOOP_DEVICES), sizes, systems)
@@ -164,8 +207,10 @@ def main() -> None:
             figures["train"] = train(bench, chosen or list(TRAIN_DEVICES), systems)
         if "growth" in parts:
             figures["growth"] = growth(bench, chosen or list(GROWTH_DEVICES))
-            if not chosen:
+            if not chosen and len(figures["growth"]) == len(GROWTH_DEVICES):
                 draw(figures["growth"], _FIGURE)
+    if bench.skipped:
+        print(f"{bench.skipped} cells are left: run the same command again", file=sys.stderr)
     finish(figures, as_json=arguments.json)
 
 

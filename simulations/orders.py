@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
-    from coordinator.collect.fold import Fold, FoldPlan
+    from coordinator.collect.fold import Fold
 
 CRASHED = 8
 """Flower's error code for a ClientApp that died."""
@@ -47,15 +48,25 @@ class Batch:
     Attributes:
         orders: of one message type, one a device.
         contents: what they carry, each once: the records, or a reference into the object store.
-        fold: sum what comes back by this plan (or a reference to one) instead of returning it.
+        fold: sum what comes back by this plan, pickled (or a reference to that), instead of returning it.
         attempts: how often it was lost with its actor.
     """
 
     orders: list[Order]
     contents: list[Any]
-    fold: FoldPlan | Any = None
+    fold: Any = None
     attempts: int = 0
     expires: float = field(default=float("inf"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray's pickler asks Python about every single object; the standard one takes plain tuples by the hundred.
+        plain = [(order.metadata.__dict__, order.content, order.state) for order in self.orders]
+        return {**self.__dict__, "orders": pickle.dumps(plain, protocol=pickle.HIGHEST_PROTOCOL)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        plain = pickle.loads(state["orders"])  # noqa: S301 # our own
+        orders = [Order(_metadata(values), content, memory) for values, content, memory in plain]
+        self.__dict__.update(state, orders=orders)
 
     def halves(self) -> list[Batch]:
         """Two batches of the same orders, each with one more try, for one that keeps killing its actors."""
@@ -79,6 +90,12 @@ class Answer:
     fold: Fold | None
     states: dict[int, bytes]
     seconds: float
+
+
+def _metadata(values: dict[str, Any]) -> Metadata:
+    made: Metadata = Metadata.__new__(Metadata)
+    made.__dict__.update(values)
+    return made
 
 
 def adopt_identity() -> None:

@@ -8,6 +8,7 @@ result does not depend on the number of actors. Where only a sum is wanted it is
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +38,8 @@ _HELD = 64
 """Replies that may wait here to be pulled before further ones are fetched."""
 _PIECES = 4
 """Batches that each actor gets at most on average, so that none idles long at the end."""
+_INLINE = 64 << 10
+"""Bytes that travel quicker with a call than through the object store."""
 _MOMENT = 0.25
 """Seconds of work that are not worth cutting."""
 
@@ -157,7 +160,8 @@ class RayGrid(VirtualGrid):
         pending = {message.metadata.message_id: message for message in self._unsent}
         deadline = time.monotonic() + timeout
         lost = Fold(plan)
-        self._send(ray.put(plan))
+        packed = pickle.dumps(plan, protocol=pickle.HIGHEST_PROTOCOL)
+        self._send(packed if len(packed) <= _INLINE else ray.put(packed))
         while pending and time.monotonic() < deadline:
             for identifier in [identifier for identifier in self._ready if identifier in pending]:
                 for reply in self._ready.pop(identifier):

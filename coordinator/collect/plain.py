@@ -172,6 +172,7 @@ def orders_for(
     What is sent is added to ``collected.bytes_down`` when it is sent.
     """
     made: dict[int, RecordDict] = {}
+    sizes: dict[int, int] = {}
 
     def records(rank: int) -> RecordDict:
         if rank not in made:
@@ -187,7 +188,8 @@ def orders_for(
                     pass_number=broadcast.pass_number,
                 )
             )
-        collected.bytes_down += wire.payload_bytes(made[rank])
+            sizes[rank] = wire.payload_bytes(made[rank])
+        collected.bytes_down += sizes[rank]
         return made[rank]
 
     return [(member.node, lambda rank=member.rank: records(rank)) for member in cohort]  # type: ignore[misc]

@@ -108,3 +108,10 @@ def test_flatten_refuses_missing_unexpected_and_misshapen():
 def test_from_json_refuses_what_is_no_spec(text):
     with pytest.raises(AdapterError):
         AdapterSpec.from_json(text)
+
+
+def test_the_same_selection_is_the_same_object():
+    spec = spec_of()
+    assert spec.select(lambda name: True) is spec
+    assert spec.select(lambda name: "lora_B" in name) is spec.select(lambda name: name.endswith("lora_B.weight"))
+    assert spec.select(lambda name: "lora_A" in name).hash != spec.select(lambda name: "lora_B" in name).hash

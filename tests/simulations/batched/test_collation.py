@@ -8,6 +8,7 @@ from mllm.tasks.example import Example, ImageSource
 from mllm.testing import tiny_composed, tiny_llava, tiny_qwen25vl, tiny_smolvlm
 from simulations.batched.collation import KeptCollator, join, kept_collator
 from tests.simulations.batched.lanes import setting
+from umbel.errors import DataError
 
 MODELS = {
     "llava": tiny_llava,
@@ -57,6 +58,21 @@ def test_files_that_may_change_are_not_kept(tmp_path):
     before = kept([example]).inputs["pixel_values"]
     Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8)).save(tmp_path / "0.png")
     assert not torch.equal(kept([example]).inputs["pixel_values"], before)
+
+
+@pytest.mark.parametrize("name", ["llava", "composed"])
+def test_a_file_that_did_not_change_is_encoded_once(name, pictures, monkeypatch):
+    case = setting(MODELS[name](), pictures)
+    example = Example((ImageSource(pictures / "0.png"),), "what colour is the shape ?", "red")
+    kept, calls, real = KeptCollator(case.collator), [], type(case.collator).__call__
+    monkeypatch.setattr(type(case.collator), "__call__", lambda self, e: calls.append(len(e)) or real(self, e))
+    for _ in range(3):
+        kept([example, example])
+    assert calls == [1]
+    missing = Example((ImageSource(pictures / "none.png"),), "what colour is the shape ?", "red")
+    for _ in range(2):
+        with pytest.raises(DataError, match="does not exist"):
+            kept([missing])
 
 
 def test_what_cannot_be_joined_is_left_to_the_processor():
