@@ -222,12 +222,22 @@ class Deployment:
             assert done.returncode == 0, done.stdout + done.stderr
 
     def start_agent(self, name: str) -> None:
+        self.await_agent(name, self.launch_agent(name))
+
+    def launch_agent(self, name: str) -> int:
+        """Starts it; returns how often its log had said before that it is ready."""
+        before = self._ready(name)
         self.launch(
             f"agent-{name}", BIN / "umbel", "site", "serve", self.site(name), "--metrics", self.metrics_of(name)
         )
+        return before
+
+    def await_agent(self, name: str, before: int) -> None:
+        wait_for(lambda: self._ready(name) > before, f"the agent of {name}", self)
+
+    def _ready(self, name: str) -> int:
         log = self.root / "logs" / f"agent-{name}.log"
-        before = log.read_text().count("is ready.")
-        wait_for(lambda: log.read_text().count("is ready.") > before, f"the agent of {name}", self)
+        return log.read_text().count("is ready.") if log.is_file() else 0
 
     def metrics_of(self, name: str) -> str:
         return f"127.0.0.1:{self.ports.setdefault(f'metrics-{name}', free_port())}"
@@ -249,9 +259,10 @@ class Deployment:
         self.start_superlink()
         self.start_proxy()
         self.start_superexec()
+        before = {name: self.launch_agent(name) for name in self.sites}
         self.register()
         for name in self.sites:
-            self.start_agent(name)
+            self.await_agent(name, before[name])
             self.start_supernode(name)
 
     # What a person does.

@@ -56,7 +56,13 @@ def definition(private):
     """Runs of one kind differ by their id alone: every site approves the kind once."""
     if private:
         return {"privacy__noise": "fixed", "privacy__noise_multiplier": 4.0, "privacy__epsilon": 20.0}
-    return {"privacy__unit": "none"}
+    # Plain gradient steps: Adam's would blow the rounding of the masked encoding up, where gradients are near zero.
+    return {
+        "privacy__unit": "none",
+        "train__optimizer": "sgd",
+        "train__learning_rate": 0.5,
+        "secagg__clip": 5.0,
+    }
 
 
 def started(federation, name, private):
@@ -162,7 +168,7 @@ def check(federation, name, site, logged, booked, whole, private):
     assert np.isfinite(found).all()
     if whole is not None:
         # Each site's update in each sum exactly once: one missing or doubled would show far above the rounding.
-        assert np.abs(found - whole).max() < 1e-4 < np.abs(whole).max()
+        assert np.abs(found - whole).max() < 1e-3 * np.abs(whole).max()
     for each in federation.sites:
         cli("site", "log", "verify", federation.site(each))
         lines = federation.log_lines(each)[logged[each] :]
