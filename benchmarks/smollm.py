@@ -49,8 +49,9 @@ def gguf_file(given: str) -> Path:
     return path
 
 
-def build(path: Path, target: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """Writes the composed base to ``target``, its projector trained for ``minutes`` on public images."""
+def build(path: Path, target: Path, minutes: float, batch_size: int, seed: int) -> dict[str, Any]:
+    """Writes the composed base to ``target``, its projector trained on public images; ``minutes`` in all."""
+    started = time.monotonic()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from mllm.config import ComposedConfig
@@ -84,24 +85,25 @@ def build(path: Path, target: Path, minutes: float, seed: int) -> dict[str, Any]
         scale = float(model.get_input_embeddings().weight.std())
         for parameter in list(model.projector.parameters())[-2:]:
             parameter.mul_(scale)
-    figures = _align(model, processor, minutes, seed)
+    left = max(0.1, minutes - (time.monotonic() - started) / 60)
+    figures = _align(model, processor, left, batch_size, seed)
     model.save_pretrained(target)
     processor.save_pretrained(target)
     return figures
 
 
-def _align(model: Any, processor: Any, minutes: float, seed: int) -> dict[str, Any]:
+def _align(model: Any, processor: Any, minutes: float, batch_size: int, seed: int) -> dict[str, Any]:
     """Stage one: the projector alone."""
     from mllm.bases.demo import public_examples
     from mllm.features import MemoryFeatures, attach_feature_cache
     from mllm.loss import per_example_loss
-    from mllm.tasks.collate import Collator
+    from mllm.tasks.collate import IGNORED, Collator
 
     model.requires_grad_(False)
     model.projector.requires_grad_(True)
     inner = model._encoder
     cached = attach_feature_cache(model, MemoryFeatures(1 << 30))
-    examples, collator, batch_size = public_examples(), Collator(processor), 16
+    examples, collator = public_examples(), Collator(processor)
     parameters = list(model.projector.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
     losses: list[float] = []
@@ -113,7 +115,11 @@ def _align(model: Any, processor: Any, minutes: float, seed: int) -> dict[str, A
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (len(losses) + 1) / 20) * (1.05 - done)
         batch = collator([examples[int(i)] for i in chosen])
-        loss = per_example_loss(model(**batch.inputs, use_cache=False).logits, batch.labels).mean()
+        # Answers stand at the end: nobody needs the other places' logits, of 49,152 values each.
+        first = int((batch.labels != IGNORED).int().argmax(dim=1).min())
+        kept = batch.labels.shape[1] - first + 1
+        logits = model(**batch.inputs, use_cache=False, logits_to_keep=kept).logits
+        loss = per_example_loss(logits, batch.labels[:, -kept:]).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -229,7 +235,7 @@ def main() -> None:
     options = parser("SmolLM2-135M behind a small encoder, federated on easy-VQA.")
     options.add_argument("--minutes", type=float, default=50.0, help="of both stages together")
     options.add_argument("--questions", type=int, default=200, help="test questions of each accuracy")
-    options.add_argument("--batch-size", type=int, default=16, help="of a local step")
+    options.add_argument("--batch-size", type=int, default=8, help="questions a step, in both stages")
     options.add_argument("--threads", type=int, default=2, help="CPU threads")
     options.add_argument("--gguf", default="", help="the weights, where the package is not installed")
     options.add_argument("--work", type=Path, help="keep the base of stage one there, and use it again")
@@ -241,7 +247,9 @@ def main() -> None:
     started = time.monotonic()
     try:
         if not (work / "base" / "config.json").is_file():
-            figures |= build(gguf_file(arguments.gguf), work / "base", share * arguments.minutes, 0)
+            figures |= build(
+                gguf_file(arguments.gguf), work / "base", share * arguments.minutes, arguments.batch_size, 0
+            )
             figures["seconds_of_stage_one"] = round(time.monotonic() - started, 1)
         figures |= federate(work / "base", (1 - share) * arguments.minutes, arguments)
     except ModelError as error:

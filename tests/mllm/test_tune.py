@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -8,6 +9,7 @@ import torch
 from client.losses import example_losses
 from mllm.load import load_base
 from mllm.rows import one_example, row_map
+from mllm.soft import attach_soft_tokens
 from mllm.tasks.collate import Batch
 from mllm.testing import tiny_composed, tiny_llava, tiny_qwen25vl
 from mllm.tune import attach
@@ -169,11 +171,10 @@ def test_impossible_places_are_refused():
 
     with pytest.raises(ModelError, match="positions of several dimensions"):
         attach(Stub(), LoraConfig(method="prompt"), seed=0)
-    del qwen.model.config.text_config.rope_parameters["mrope_section"]
-    del qwen.model.config.text_config.num_attention_heads
+    recurrent = SimpleNamespace(config=SimpleNamespace(text_config=SimpleNamespace(model_type="mamba")))
     for method in ("prompt", "prefix"):
-        with pytest.raises(ModelError, match="has no attention"):
-            attach(Stub(), LoraConfig(method=method), seed=0)
+        with pytest.raises(ModelError, match="mamba language model has no attention"):
+            attach_soft_tokens(recurrent, method, 2)
 
 
 def test_soft_tokens_refuse_a_cache(saved):
