@@ -46,6 +46,10 @@ class ManyClient(Protocol):
 class FoldedClient(Protocol):
     """A client whose train replies need not become messages where they are summed in its own process."""
 
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answers one message."""
+        ...
+
     def replies(
         self, messages: Sequence[Message], contexts: Sequence[Context], *, lanes: int
     ) -> list[TrainReply | Refusal]:

@@ -182,7 +182,8 @@ class AdapterStrategy(ABC):
         if up is spec:
             spec.check_length(local)
             spec.check_length(received)
-            return np.subtract(local, received)
+            difference: Vector = np.subtract(local, received)
+            return difference
         views, start = spec.views(local), spec.views(received)
         return up.flatten({t.name: views[t.name] - start[t.name] for t in up})
 

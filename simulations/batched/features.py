@@ -40,12 +40,13 @@ class KeptFeatures:
     def __call__(self, pixel_values: Tensor, **options: Any) -> Tensor:
         """Image tokens [images, tokens, width] of pixels [images, 3, H, W], without a gradient."""
         model = self._model()
+        assert model is not None  # it is calling
         compute: Callable[..., Tensor] = partial(type(model).get_image_features, model)
         if options or pixel_values.ndim != 4 or pixel_values.shape[0] == 0:
             return compute(pixel_values, **options)
         kind = f"{next(model.parameters()).dtype} {pixel_values.dtype} {tuple(pixel_values.shape[1:])}".encode()
         with torch.no_grad():
-            return torch.cat([self._one(compute, kind, pixels) for pixels in pixel_values.contiguous().split(1)])
+            return torch.cat([self._one(compute, kind, pixels) for pixels in torch.split(pixel_values.contiguous(), 1)])
 
     def belongs_to(self, model: Any) -> bool:
         """Whether these are the features of this very model."""

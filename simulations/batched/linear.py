@@ -77,9 +77,10 @@ class LanedLora(torch.autograd.Function):
         back = torch.empty_like(hidden)
         weight: Tensor | None = None if ctx.plain is None else ctx.plain.weight
         gx = torch.empty_like(kept) if ctx.needs_input_grad[1] else None
-        added = gx is not None and weight is not None and mask is None
-        if added:
-            torch.mm(g, weight, out=gx)  # type: ignore[arg-type]
+        added = False
+        if gx is not None and weight is not None and mask is None:
+            torch.mm(g, weight, out=gx)
+            added = True
         for first, last, start, stop in pieces:
             rows, n = slice(start, stop), last - first
             part = back[rows].view(n, -1, a.shape[1])

@@ -23,6 +23,9 @@ DEVICES = 7
 class Direct:
     """:func:`answer` without messages."""
 
+    def __call__(self, message, context):
+        pytest.fail("a message was made")
+
     def replies(self, messages, contexts, *, lanes):
         assert len(messages) <= lanes
         found = []
@@ -71,7 +74,7 @@ def test_a_client_that_raises_is_refused_with_its_group_alone():
 
 
 def test_a_refusal_is_counted():
-    class Refusing:
+    class Refusing(Direct):
         def replies(self, messages, contexts, *, lanes):
             return [Refusal(74, "the budget is spent")] * len(messages)
 
