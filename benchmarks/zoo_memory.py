@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo_memory --json
 
-Six composed models of 10 to 30 million parameters that differ in tower, projector and language model. Measured is the
+Six composed models of 4 to 10 million parameters that differ in tower, projector and language model. Measured is the
 highest sum of bytes that torch's CPU allocator hands out during forward and backward (read from the profiler's
 allocation events), on top of weights, adapter and optimizer state; Python and its libraries come on top of both.
 """
@@ -36,8 +36,8 @@ MODELS = (
     ("siglip", "resampler", "minicpm", "none"),
     ("siglip", "mlp", "upcycled", "nf4"),
 )
-STEP = Step(examples=4, images=1, words=192)
-WIDTH, LAYERS, VOCABULARY, IMAGE = 384, 6, 4096, 96
+STEP = Step(examples=4, images=1, words=128)
+WIDTH, LAYERS, VOCABULARY, IMAGE = 256, 4, 2048, 64
 
 
 def config_of(encoder: str, projector: str, language: str) -> ComposedConfig:

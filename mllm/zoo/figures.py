@@ -43,44 +43,45 @@ class Sizes:
     image_size: int
     quantized_bytes: int
     adapter_bytes: int
-    training_bytes: int
-    checkpointed_bytes: int
+    training_bytes: int | None = None
+    checkpointed_bytes: int | None = None
 
 
-def count(system: System) -> Sizes:
-    """Counts a system; nothing of its size is held in memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def count(system: System, *, memory: bool = True) -> Sizes:
+    """Counts a system and, if asked to, traces a training step (seconds to minutes); nothing of its size is held."""
+    import torch
 
     from mllm.modeling import ComposedForConditionalGeneration
 
     config = system.config("full")
-    with FakeTensorMode(), no_init_weights():
+    with torch.device("meta"), no_init_weights():
         model = ComposedForConditionalGeneration(config)
     sites = [site for site in linear_sites(model) if not site.exempt]
     packed = {id(site.module.weight) for site in sites if site.part != "projector"}
     parameters = {id(p): p for p in model.parameters()}
     stored = sum(p.numel() * (BITS["nf4"] if key in packed else 16.0) / 8 for key, p in parameters.items())
     trained = sum(RANK * (s.module.in_features + s.module.out_features) for s in sites if s.part == "language")
-    plain = training_memory(config, STEP, rank=RANK)
-    again = training_memory(system.config("full"), STEP, rank=RANK, checkpointing=True)
     return Sizes(
         parameters=sum(p.numel() for p in parameters.values()),
         tokens=config.tokens_per_image,
         image_size=config.image_size,
         quantized_bytes=round(stored),
         adapter_bytes=4 * trained,
-        training_bytes=plain.total,
-        checkpointed_bytes=again.total,
+        training_bytes=training_memory(config, STEP, rank=RANK).total if memory else None,
+        checkpointed_bytes=training_memory(system.config("full"), STEP, rank=RANK, checkpointing=True).total
+        if memory
+        else None,
     )
 
 
-def record_sizes(names: list[str] | None = None) -> None:
+def record_sizes(names: list[str] | None = None, *, memory: bool = True) -> None:
     """Counts systems and keeps the figures; all of them by default."""
     from dataclasses import asdict
 
     kept = _read(SIZES)
     for name in names or list(SYSTEMS):
-        kept[name] = asdict(count(SYSTEMS[name]))
+        made = {key: value for key, value in asdict(count(SYSTEMS[name], memory=memory)).items() if value is not None}
+        kept[name] = kept.get(name, {}) | made
         SIZES.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
 
 

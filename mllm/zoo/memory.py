@@ -94,6 +94,16 @@ class _Lora(nn.Module):
         self.a = nn.Parameter(torch.empty(rank, base.in_features))
         self.b = nn.Parameter(torch.empty(base.out_features, rank))
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, which some models look at."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """As the layer, plus B A x."""
         linear = torch.nn.functional.linear
@@ -135,8 +145,12 @@ def training_memory(
 
     if quantization not in BITS:
         raise ModelError(f"Quantization {quantization!r} is unknown: choose one of {', '.join(BITS)}.")
-    with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
+    # Some constructors read numbers from tensors, which only work outside of the mode.
+    with torch.device("meta"), no_init_weights():
         model = ComposedForConditionalGeneration(config).requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        model.tie_weights()
         sites = [site for site in linear_sites(model) if not site.exempt]
         base, workspace = _stored(model, sites, quantization)
         trained = 0
@@ -174,13 +188,16 @@ def _trace(model: Any, step: Step) -> int:
     mode = LiveBytes()
     mode.ignore([*model.parameters(), *model.buffers(), pixels, words, labels])
     with mode:
-        embeds = words.clone()
-        if step.images:
-            features = model.get_image_features(pixels)
-            embeds = torch.cat([features.reshape(step.examples, -1, width), embeds], dim=1)
-            del features
-        logits = model(inputs_embeds=embeds, use_cache=False).logits
-        learned = logits[:, -step.words :].reshape(-1, logits.shape[-1]).float()
-        loss = torch.nn.functional.cross_entropy(learned, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        _loss(model, step, pixels, words, labels).backward()  # type: ignore[no-untyped-call]
     return mode.peak
+
+
+def _loss(model: Any, step: Step, pixels: Tensor, words: Tensor, labels: Tensor) -> Tensor:
+    """The loss alone survives this call, as in training: logits are freed before the backward pass."""
+    embeds = words.clone()
+    if step.images:
+        features = model.get_image_features(pixels).reshape(step.examples, -1, words.shape[-1])
+        embeds = torch.cat([features, embeds], dim=1)
+    logits = model(inputs_embeds=embeds, use_cache=False).logits
+    learned = logits[:, -step.words :].reshape(-1, logits.shape[-1]).float()
+    return torch.nn.functional.cross_entropy(learned, labels)

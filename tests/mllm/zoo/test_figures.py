@@ -1,0 +1,91 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks.zoo_memory import STEP, compare, config_of
+from mllm.zoo import NATIVE, SYSTEMS, figures
+from mllm.zoo.memory import Memory, Step, training_memory
+from mllm.zoo.texts import text
+from mllm.zoo.towers import tower
+from umbel.cli.main import main
+from umbel.errors import ModelError
+
+
+def test_memory_is_predicted_within_fifteen_percent_for_six_models():
+    rows = compare()
+    assert len(rows) == 6
+    assert {row["quantization"] for row in rows} == {"nf4", "none"}
+    for row in rows:
+        assert abs(row["ratio"] - 1) <= 0.15, row
+
+
+def test_memory_follows_what_it_should():
+    config = config_of("siglip", "mlp", "llama")
+    plain = training_memory(config, STEP)
+    assert training_memory(config, Step(8, 1, 128)).activations > 1.7 * plain.activations
+    assert training_memory(config, STEP, rank=16).adapter == 2 * plain.adapter
+    assert training_memory(config, STEP, checkpointing=True).activations < 0.8 * plain.activations
+    whole = training_memory(config, STEP, quantization="none")
+    assert whole.base > 2 * plain.base
+    assert whole.workspace == 0
+    assert plain.total == plain.base + plain.adapter + plain.activations + plain.workspace
+    assert Memory(1, 2, 3, 4).total == 10
+    with pytest.raises(ModelError, match="choose one of none, nf4"):
+        training_memory(config, STEP, quantization="fp3")
+
+
+def test_a_full_system_is_counted_without_its_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "SIZES", tmp_path / "sizes.json")
+    figures.record_sizes(["karmavlm"])
+    made = json.loads((tmp_path / "sizes.json").read_text())["karmavlm"]
+    assert made["parameters"] == pytest.approx(0.88e9, rel=0.01)  # Qwen1.5-0.5B, SigLIP-SO and two linears
+    assert made["tokens"] == 729
+    assert 0.3 < made["quantized_bytes"] / made["parameters"] < 1.2
+    assert made["checkpointed_bytes"] < made["training_bytes"]
+    assert made["training_bytes"] > made["quantized_bytes"]
+
+
+def test_every_row_says_what_it_knows(monkeypatch, tmp_path):
+    shown = {"bunny-v1": {"round_ok": True, "checkpoint_ok": True, "sensitivity": 0.9, "norms": 1e-6, "secure": True,
+                          "quantized": True, "lanes": True}}  # fmt: skip
+    shown["cobra"] = {**shown["bunny-v1"], "sensitivity": 1.5}
+    monkeypatch.setattr(figures, "VERIFIED", tmp_path / "verified.json")
+    (tmp_path / "verified.json").write_text(json.dumps(shown))
+    rows = {row["name"]: row for row in figures.rows()}
+    assert list(rows) == [*SYSTEMS, *NATIVE]
+    assert set(rows["bunny-v1"]["verified"].values()) == {True}
+    assert rows["cobra"]["verified"]["dp"] is False
+    assert set(rows["mipha"]["verified"].values()) == {None}
+    assert rows["mm1-3b-moe"]["licence"] == "not published"
+    (tmp_path / "verified.json").write_text("{")
+    with pytest.raises(ModelError, match="reinstall umbel"):
+        figures.rows()
+
+
+def test_the_command(capsys):
+    assert main(["zoo", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(SYSTEMS) + len(NATIVE)
+    assert main(["zoo"]) == 0
+    assert "bunny-v1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_tiny_and_full_have_one_architecture(name):
+    full, tiny = SYSTEMS[name].config("full"), SYSTEMS[name].config("tiny")
+    assert full.vision_config.model_type == tiny.vision_config.model_type
+    assert full.text_config.model_type == tiny.text_config.model_type
+    assert full.projector["type"] == tiny.projector["type"]
+    assert bool(getattr(full.text_config, "upcycle", None)) == bool(getattr(tiny.text_config, "upcycle", None))
+    assert full.tokens_per_image >= tiny.tokens_per_image
+    assert SYSTEMS[name].image(tiny).size == tiny.image_size
+
+
+def test_unknown_names():
+    with pytest.raises(ModelError, match="Vision tower 'x' is not in the zoo"):
+        tower("x", "full")
+    with pytest.raises(ModelError, match="Language model 'x' is not in the zoo"):
+        text("x", "full", 32)
+    with pytest.raises(ModelError, match="choose full or tiny"):
+        SYSTEMS["cobra"].config("huge")
+    assert torch.get_default_dtype() == torch.float32
