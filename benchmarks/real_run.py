@@ -12,10 +12,11 @@ from typing import Any
 WITHOUT_PRIVACY: dict[str, Any] = {
     "privacy.unit": "none",
     "strategy.name": "fedit",
-    "train.amount": 20,
+    "train.amount": 40,
     "train.batch-size": 16,
     "train.microbatch": 16,
-    "train.learning-rate": 3e-3,
+    "train.learning-rate": 1e-3,
+    "model.feature-cache": "memory",
 }
 """The demo's job without differential privacy. Private training wants few steps on large batches with a high rate;
 plain training wants many small ones, so each side of a comparison gets what suits it."""
