@@ -174,6 +174,7 @@ def convert(
         torch.set_default_dtype(dtype if dtype.is_floating_point else before)
         with no_init_weights():
             model = ComposedForConditionalGeneration(config)
+        model.tie_weights()  # left out with the initialisation
     finally:
         torch.set_default_dtype(before)
     report = load_published(model, KEYS[system.name](config), tensors)

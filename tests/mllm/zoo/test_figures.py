@@ -12,6 +12,7 @@ from umbel.cli.main import main
 from umbel.errors import ModelError
 
 
+@pytest.mark.slow
 def test_memory_is_predicted_within_fifteen_percent_for_six_models():
     rows = compare()
     assert len(rows) == 6
@@ -35,6 +36,7 @@ def test_memory_follows_what_it_should():
         training_memory(config, STEP, quantization="fp3")
 
 
+@pytest.mark.slow
 def test_a_full_system_is_counted_without_its_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "SIZES", tmp_path / "sizes.json")
     figures.record_sizes(["karmavlm"])
