@@ -313,6 +313,6 @@ def synthetic_checkpoint(system: str, config: ComposedConfig, seed: int = 0) -> 
     made: dict[str, Tensor] = {}
     for name, shape in LAYOUTS[system](config):
         made[name] = torch.randn(shape, generator=generator) * 0.05
-    if "backbone.embedding.weight" in made:
-        made["lm_head.weight"] = made["backbone.embedding.weight"].clone()
+    for name in [key for key in made if key.endswith("backbone.embedding.weight")]:
+        made[name.replace("backbone.embedding", "lm_head")] = made[name].clone()
     return made
