@@ -265,6 +265,18 @@ class Deployment:
             self.await_agent(name, before[name])
             self.start_supernode(name)
 
+    def supervise(self) -> None:
+        """Starts SuperNodes again that have ended, as systemd and Compose do.
+
+        Flower takes a killed node for active until its heartbeat has lapsed, up to a minute; one that comes back
+        sooner is turned away and ends.
+        """
+        for name in self.sites:
+            process = self.running.get(f"supernode-{name}")
+            if process is not None and process.poll() is not None:
+                self.kill(f"supernode-{name}")
+                self.start_supernode(name)
+
     # What a person does.
 
     def operator(self, *command: object) -> subprocess.CompletedProcess[str]:
@@ -398,6 +410,8 @@ class Deployment:
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def close(self) -> None:

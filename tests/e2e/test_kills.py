@@ -123,6 +123,7 @@ def ended(federation, name):
     while time.monotonic() < deadline:
         if federation.metrics(name).end is not None:
             return True
+        federation.supervise()
         alive = federation.of("flwr-serverapp")
         lines = sum(len(federation.log_lines(site)) for site in federation.sites)
         if alive or lines != seen:
