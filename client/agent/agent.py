@@ -183,7 +183,7 @@ class Agent:
                 with watched(call.watch.check):
                     answer = work(site, premises)
                 if action in _LOADING:
-                    self.counts.base = definition.config.model.name
+                    self.counts.base = definition.config.model.reference
             note(left(answer))
             return answer
 

@@ -70,7 +70,7 @@ def review_run(house: House, definition: RunDefinition) -> Review:
         ("definition", definition.hash),
         ("coordinator", definition.coordinator),
         ("bundle", _bundle(definition.bundle)),
-        ("model", f"{config.model.name}, stored as {config.model.quantization}"),
+        ("model", f"{config.model.reference}, stored as {config.model.quantization}"),
         ("trains", f"LoRA rank {config.lora.rank} on {config.lora.targets} by {config.strategy.name}"),
         ("leaves", _leaves(config)),
     ]

@@ -52,11 +52,11 @@ class Memory:
         return round((self.base + self.adapter + self.activations + self.workspace) * SLACK)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own hook
     """Counts the storages that operations make while it is active, until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.level = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -107,7 +107,8 @@ class _Lora(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the layer, plus B A x."""
         linear = torch.nn.functional.linear
-        return self.base(x) + linear(linear(x, self.a), self.b) * 2.0
+        out: Tensor = self.base(x) + linear(linear(x, self.a), self.b) * 2.0
+        return out
 
 
 @dataclass(frozen=True, slots=True)

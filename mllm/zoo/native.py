@@ -13,8 +13,8 @@ class Native:
         name: what ``model.name`` says, and of the tiny maker in :mod:`mllm.testing_families`.
         title: a published model of the family.
         hub: its hub id.
-        licence: of its weights, as its page states it.
-        parameters: in billions, as its page states them.
+        licence: of its published weights; from memory, to be checked on its page before use.
+        parameters: in billions, as published.
         tokens: image tokens of one view of an image at its usual size, or "varies".
         processor: whether the tiny form has a processor, so that whole runs can use it.
     """
