@@ -12,7 +12,8 @@ from umbel.cli.console import out
 
 app = typer.Typer(add_completion=False)
 
-_MARKS = {True: "yes", False: "no", None: "-"}
+_MARKS = {True: "y", False: "n", None: "-"}
+_ROOM_FOR_LICENCES = 110
 
 
 @app.command()
@@ -26,34 +27,37 @@ def show(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
+    table, wide = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0)), out.width >= _ROOM_FOR_LICENCES
     table.add_column("model.name", style="cyan", no_wrap=True)
-    for name in ("params", "tokens", "NF4", "adapter", "training", "less"):
+    for name in ("B", "tokens", "NF4", "sends", "train", "less"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("dp", "sec", "q", "ckpt", "lanes"):
         table.add_column(name, no_wrap=True)
-    table.add_column("licence", overflow="fold")
+    if wide:
+        table.add_column("licence", overflow="fold")
     for row in found:
         seen = row["verified"]
         marks = [_MARKS[seen[key]] for key in ("dp", "secagg", "quantization", "checkpoint", "lanes")]
-        table.add_row(row["name"], *_sizes(row), *marks, row["licence"])
+        table.add_row(row["name"], *_sizes(row), *marks, *([row["licence"]] if wide else []))
     out.print(table)
     out.print()
     out.print(
-        "tokens: an image. adapter: bytes a client sends a round, rank 8 on the language model. training: memory of a "
-        "step on one image and 128 words in float32 over an NF4 base, and with gradient checkpointing (less). dp, sec "
-        "(secure aggregation), q (NF4), ckpt (published layout), lanes: shown by `python -m benchmarks.zoo`; - is not "
-        "measured. Choose with -c model.name=NAME; -c model.size=tiny tries it at test size. docs/models.md says more."
+        "B: billions of parameters. tokens: an image. NF4: GB of the quantized base. sends: MB of a client's update a "
+        "round, rank 8 on the language model. train: GB of a step on one image and 128 words in float32 over an NF4 "
+        "base, and with gradient checkpointing (less). dp, sec (secure aggregation), q (NF4), ckpt (published layout), "
+        "lanes: shown by `python -m benchmarks.zoo`; - is not measured. Choose with -c model.name=NAME; "
+        "-c model.size=tiny tries it at test size. Licences stand in a terminal of 110 columns, and in --json. "
+        "docs/models.md says more."
     )
 
 
 def _sizes(row: dict[str, Any]) -> list[str]:
     def giga(key: str) -> str:
-        return f"{row[key] / 1e9:.1f} GB" if key in row else ""
+        return f"{row[key] / 1e9:.1f}" if key in row else ""
 
-    adapter = f"{row['adapter_bytes'] / 1e6:.0f} MB" if "adapter_bytes" in row else ""
+    adapter = f"{row['adapter_bytes'] / 1e6:.0f}" if "adapter_bytes" in row else ""
     return [
-        f"{row['parameters'] / 1e9:.2f}B" if "parameters" in row else "",
+        f"{row['parameters'] / 1e9:.2f}" if "parameters" in row else "",
         str(row.get("tokens", "")),
         giga("quantized_bytes"),
         adapter,
