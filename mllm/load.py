@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mllm.checkpoint import checkpoint_hash, resolve
+from mllm.checkpoint import resolve
+from mllm.checkpoint_hash import checkpoint_hash
 from mllm.hardware import native_bfloat16, pick_device, total_memory
 from mllm.hub_processor import load_processor
 from mllm.parts import find_parts, off_the_way

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mllm.checkpoint_hash import checkpoint_hash
 from mllm.config import ComposedConfig
 from mllm.modeling import ComposedForConditionalGeneration
 from mllm.processing import ComposedProcessor
@@ -132,8 +133,6 @@ def _converted(system: System, sources: Sequence[str], fetch: Callable[[str], Pa
             f'model.weights, or use model.size="tiny".'
         )
     folders = [(prefix, fetch(source)) for prefix, source in map(_prefixed, wanted)]
-    from mllm.checkpoint import checkpoint_hash
-
     marks = [[prefix, checkpoint_hash(folder)] for prefix, folder in folders]
     target = _place(system.name, {"sources": marks})
     return _made(target, lambda folder: convert(system, folders, folder))

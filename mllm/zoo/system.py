@@ -33,7 +33,8 @@ class System:
         layers: hidden state that is read, of each tower.
         fit: how an image is made square.
         weights: hub ids of the published weights: the model's own, then towers that are published apart.
-        licence: of the published weights, from memory: to be checked on their pages before use; "" where nothing is published.
+        licence: of the published weights, from memory: to be checked on their pages before use; "" where
+            nothing is published.
         note: what a reader should know about the row.
     """
 

@@ -8,7 +8,7 @@ import torch
 
 from mllm import load, quantize
 from mllm.backends import dequantized_weight, is_quantized
-from mllm.checkpoint import checkpoint_hash
+from mllm.checkpoint_hash import checkpoint_hash
 from mllm.hardware import native_bfloat16, pick_device
 from mllm.inspect import part_sizes
 from mllm.load import load_base

@@ -1,0 +1,34 @@
+"""What identifies a checkpoint: its configuration and its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from umbel.errors import ModelError
+
+
+def checkpoint_hash(directory: Path) -> str:
+    """SHA-256, in hexadecimal, over the name and content of the configuration and of every weight file.
+
+    Covers ``config.json``, the index, and all ``*.safetensors`` files, in order of name. Files that neither
+    shape nor hold weights do not count.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    names = sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.name == "config.json" or path.name.endswith((".safetensors", ".safetensors.index.json"))
+    )
+    total = hashlib.sha256()
+    try:
+        for name in names:
+            with (directory / name).open("rb") as stream:
+                part = hashlib.file_digest(stream, "sha256").hexdigest()
+            total.update(json.dumps([name, part]).encode())
+    except OSError as error:
+        raise ModelError(f"{directory} cannot be read ({error.strerror}): check its permissions.") from None
+    return total.hexdigest()
