@@ -247,7 +247,15 @@ class Federation:
         seen = sum(float(getattr(line, "examples", 0.0)) for line in read_metrics(self._folder.metrics).rounds)
         steps = max(1, round(seen / self._config.train.batch_size))
         logger.info("Central comparison: %d steps on the pooled data", steps)
-        broadcast = Broadcast(0, self._spec, lambda _rank: (self._spec, initial), self._spec, pooled=True, amount=steps)
+        broadcast = Broadcast(
+            0,
+            self._spec,
+            lambda _rank: (self._spec, initial),
+            self._spec,
+            pooled=True,
+            patience=self._config.federation.rounds,
+            amount=steps,
+        )
         collected = self._collector.collect(self._population[:1], broadcast)
         if collected.mean is None:
             reason = next(iter(collected.rejected), "it stayed silent")

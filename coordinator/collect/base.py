@@ -25,6 +25,7 @@ class Broadcast:
         adapter: gives the vector and its spec for a participant's rank; called once a rank.
         upload_spec: layout of the uploads.
         pooled: ask for training on pooled data (the central comparison, simulation only).
+        patience: how many times longer than a round it may take.
         amount: overrides train.amount when positive.
         extras: what the strategy sends beside the adapter.
         layouts: of the uploads of clients at other ranks than the server's, by rank.
@@ -36,6 +37,7 @@ class Broadcast:
     adapter: Callable[[int], tuple[AdapterSpec, Vector]]
     upload_spec: AdapterSpec
     pooled: bool = False
+    patience: int = 1
     amount: int = 0
     extras: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     layouts: dict[int, AdapterSpec] = field(default_factory=dict)

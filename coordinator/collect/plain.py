@@ -63,7 +63,9 @@ class PlainCollector(Collector):
         orders = []
         for index, group in enumerate(groups):
             orders += orders_for(group, broadcast, sums[index].collected)
-        asked = self._courier.ask(MessageType.TRAIN, orders, timeout=self._timeout, group=str(broadcast.round))
+        asked = self._courier.ask(
+            MessageType.TRAIN, orders, timeout=self._timeout * broadcast.patience, group=str(broadcast.round)
+        )
         for reply in asked:
             member, of_group = of[reply.node]
             of_group.take(reply, member)
@@ -75,7 +77,9 @@ class PlainCollector(Collector):
         plan = FoldPlan.of(group, broadcast, by_examples=self._by_examples, quantized=self._quantized)
         orders, whole = orders_for(group, broadcast, collected), Fold(plan)
         name = str(broadcast.round)
-        for part in self._courier.fold(MessageType.TRAIN, orders, plan, timeout=self._timeout, group=name):
+        for part in self._courier.fold(
+            MessageType.TRAIN, orders, plan, timeout=self._timeout * broadcast.patience, group=name
+        ):
             whole.merge(part)
         return whole.fill(collected, len(group))
 

@@ -56,6 +56,7 @@ def count(system: System, *, memory: bool = True) -> Sizes:
     config = system.config("full")
     with torch.device("meta"), no_init_weights():
         model = ComposedForConditionalGeneration(config)
+        model.tie_weights()  # left out with the initialisation
     sites = [site for site in linear_sites(model) if not site.exempt]
     packed = {id(site.module.weight) for site in sites if site.part != "projector"}
     parameters = {id(p): p for p in model.parameters()}

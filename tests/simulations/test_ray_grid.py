@@ -85,7 +85,7 @@ def test_a_broadcast_is_stored_once(ray_grid, monkeypatch):
     real = ray.put
     monkeypatch.setattr(ray, "put", lambda value, **kw: puts.append(type(value).__name__) or real(value, **kw))
     collect(grid)
-    assert sorted(puts) == ["FoldPlan", "RecordDict"]
+    assert puts == ["RecordDict"]  # the plan of the sum is small enough to travel with each order
 
 
 def test_killed_actors_count_nobody_twice(ray_grid, tmp_path):

@@ -85,7 +85,7 @@ def test_a_run_is_asked_by_its_id(tiny_root, root, capsys, tmp_path):
         (["chat", "--base", "demo", "--quantization", "int3", "what ?"], 10, "is unknown"),
         (["chat", "--base", "{root}/base", "--image", "{root}/none.png", "what ?"], 20, "does not exist"),
         (["predict", "{root}/none.jsonl", "{root}/x.jsonl", "--base", "{root}/base"], 20, "cannot be read"),
-        (["model", "inspect", "-c", "model.name={root}/nothing"], 30, "neither demo nor a directory"),
+        (["model", "inspect", "-c", "model.name={root}/nothing"], 30, "neither demo nor in the zoo"),
         (["model", "inspect", "-c", "model.quantization-parts=vision:int2"], 10, "is no part:backend"),
         (["benchmark", "nothing"], 10, "is unknown"),
     ],
