@@ -225,7 +225,7 @@ class TestRefusals:
 
     def test_names(self, tmp_path):
         for name in ("no such model", "nowhere", "/no/where/at/all"):
-            with pytest.raises(ModelError, match="neither demo nor in the zoo .* nor a directory nor a hub id"):
+            with pytest.raises(ModelError, match=r"neither demo nor in the zoo .* nor a directory nor a hub id"):
                 load_base(name)
         with pytest.raises(ModelError, match="neither downloaded nor found"):
             load_base("owner/model-that-is-not-cached")
