@@ -206,7 +206,9 @@ def test_a_defect_of_the_server_app_is_one_sentence_with_its_log(app, capsys, no
 @pytest.mark.flower
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_ctrl_c_in_a_round_ends_everything_and_keeps_the_run(app, no_leftovers, number):
-    code = "from umbel.cli.main import run; run()"
+    # Shells let what they start in the background ignore SIGINT, and children inherit that.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from umbel.cli.main import run; run()"
     command = [sys.executable, "-c", code, "run", "-c", "run.id=one run.seed=3"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = app / "runs" / "one" / "metrics.jsonl"
