@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from umbel.canonical import canonical_json
 from umbel.errors import DeployError
 
 MAX_SIGNATURE_BYTES = 4096
@@ -28,7 +29,7 @@ def canonical(value: Any) -> bytes:
         DeployError: the value has no JSON form, or holds NaN or an infinity.
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        return canonical_json(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise DeployError(
             f"A document cannot be signed ({error}): it must be plain JSON with finite numbers."

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from client.agent.audit_log import AuditLog
 from client.agent.definition import RunDefinition
 from privacy.secagg import Identity
+from umbel.canonical import canonical_json
 from umbel.errors import SiteError
 from umbel.files import write_atomic
 
@@ -70,7 +71,7 @@ class Approvals:
             "body": definition.body(),
         }
         log.append("approved", definition=definition.hash, person=person, until=until.isoformat(), of=definition.body())
-        signed = {**body, "signature": identity.sign(_PURPOSE + _canonical(body)).hex()}
+        signed = {**body, "signature": identity.sign(_PURPOSE + canonical_json(body)).hex()}
         write_atomic(self._folder / f"{definition.hash}.json", json.dumps(signed, indent=1).encode(), mode=0o600)
         return Approval(definition.hash, self._site, person, since, until)
 
@@ -96,7 +97,7 @@ class Approvals:
         try:
             signed: dict[str, Any] = json.loads(path.read_bytes())
             signature = bytes.fromhex(signed.pop("signature"))
-            Ed25519PublicKey.from_public_bytes(public).verify(signature, _PURPOSE + _canonical(signed))
+            Ed25519PublicKey.from_public_bytes(public).verify(signature, _PURPOSE + canonical_json(signed))
             approval = Approval(
                 signed["definition"],
                 signed["site"],
@@ -125,7 +126,3 @@ class Approvals:
 
 def _is_hash(text: str) -> bool:
     return len(text) == 64 and not set(text) - set("0123456789abcdef")
-
-
-def _canonical(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

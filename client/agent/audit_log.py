@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from umbel.canonical import canonical_json
 from umbel.errors import RunError, SiteError
 from umbel.files import fsync_folder, write_atomic
 
@@ -203,8 +204,8 @@ def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
 
 def sign_line(body: Mapping[str, Any], signer: Signer) -> bytes:
     """One line with its signature and newline."""
-    signature = signer.sign(_LINE + _canonical(body)).hex()
-    return _canonical({**body, "signature": signature}) + b"\n"
+    signature = signer.sign(_LINE + canonical_json(body)).hex()
+    return canonical_json({**body, "signature": signature}) + b"\n"
 
 
 def segments(folder: Path) -> list[Path]:
@@ -241,8 +242,8 @@ def _next(path: Path, raw: bytes, end: Head, key: Ed25519PublicKey) -> Head:
             "deleted; restore the log from the backup and find out who did it."
         )
     try:
-        key.verify(bytes.fromhex(signature), _LINE + _canonical(body))
-        genuine = _canonical({**body, "signature": signature}) == raw
+        key.verify(bytes.fromhex(signature), _LINE + canonical_json(body))
+        genuine = canonical_json({**body, "signature": signature}) == raw
     except (InvalidSignature, ValueError, TypeError):
         genuine = False
     if not genuine:
@@ -281,7 +282,7 @@ def _read_head(folder: Path, public: bytes) -> Head:
     try:
         body = json.loads(path.read_bytes())
         signature = bytes.fromhex(body.pop("signature"))
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, _HEAD + _canonical(body))
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, _HEAD + canonical_json(body))
         number, digest = body["number"], body["hash"]
         if type(number) is not int or type(digest) is not str:
             raise ValueError("types")
@@ -297,12 +298,8 @@ def _read_head(folder: Path, public: bytes) -> Head:
 
 def _write_head(folder: Path, head: Head, signer: Signer) -> None:
     body = {"number": head.number, "hash": head.hash}
-    signed = {**body, "signature": signer.sign(_HEAD + _canonical(body)).hex()}
-    write_atomic(folder / _HEAD_FILE, _canonical(signed), mode=0o600)
-
-
-def _canonical(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode()
+    signed = {**body, "signature": signer.sign(_HEAD + canonical_json(body)).hex()}
+    write_atomic(folder / _HEAD_FILE, canonical_json(signed), mode=0o600)
 
 
 def _number_of(path: Path) -> int:

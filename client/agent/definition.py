@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from client.agent.bundle import Bundle
+from umbel.canonical import canonical_json
 from umbel.config import RunConfig
 
 _FREE = frozenset({"run.id", "run.directory"})
@@ -31,8 +31,7 @@ class RunDefinition:
     @cached_property
     def hash(self) -> str:
         """SHA-256 over all of it, 64 hexadecimal digits."""
-        text = json.dumps(self.body(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(b"umbel run definition\n" + text.encode()).hexdigest()
+        return hashlib.sha256(b"umbel run definition\n" + canonical_json(self.body())).hexdigest()
 
     def body(self) -> dict[str, Any]:
         """What the hash covers, as JSON values."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from privacy.accounting import Event
 from privacy.ledger.budget import Budget
 from privacy.terms import Mechanism, Relation, Sampler, Unit
+from umbel.canonical import canonical_json
 from umbel.errors import LedgerError, PlanError
 
 Kind = Literal["reserved", "released", "void", "budget"]
@@ -49,7 +50,7 @@ class Entry:
 
     def to_json(self) -> str:
         """Canonical JSON: the same line gives the same bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical_json(asdict(self)).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Entry:
