@@ -33,7 +33,7 @@ from pathlib import Path
 import deploy
 from umbel import __version__
 from umbel.errors import DeployError
-from umbel.files import write_atomic
+from umbel.files import sha256_of, write_atomic
 
 MANIFEST, SUMS, LOCK, IMAGES, INSTALL, WHEELS = (
     "MANIFEST.json",
@@ -120,7 +120,7 @@ def verify_bundle(target: Path, *, sums: str | None = None) -> int:
     for name in sorted(found - expected.keys()):
         raise DeployError(f"{name} in {target} belongs to no bundle: remove it, or copy the bundle again.")
     for name, digest in sorted(expected.items()):
-        if _sha256(target / name) != digest:
+        if sha256_of(target / name) != digest:
             raise DeployError(f"{name} in {target} was altered: copy the bundle again and find out how.")
     return len(expected)
 
@@ -174,7 +174,7 @@ def _locked(wheels: Path) -> Iterator[str]:
         if match is None:
             raise DeployError(f"{path.name} is no wheel: a machine without a network cannot build it; leave it out.")
         name = re.sub(r"[-_.]+", "-", match["name"]).lower()
-        yield f"{name}=={match['version'].replace('_', '-')} --hash=sha256:{_sha256(path)}\n"
+        yield f"{name}=={match['version'].replace('_', '-')} --hash=sha256:{sha256_of(path)}\n"
 
 
 def _copy_static(source: Path, target: Path) -> None:
@@ -195,7 +195,7 @@ def _write_manifest(plan: Plan, target: Path) -> None:
         "python": plan.python or platform.python_version(),
         "platforms": list(plan.platforms) or [f"{sys.platform}-{platform.machine()}"],
         "files": {
-            path.relative_to(target).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+            path.relative_to(target).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
             for path in _files(target)
         },
     }
@@ -203,7 +203,7 @@ def _write_manifest(plan: Plan, target: Path) -> None:
 
 
 def _write_sums(target: Path) -> str:
-    lines = [f"{_sha256(path)}  {path.relative_to(target).as_posix()}\n" for path in _files(target)]
+    lines = [f"{sha256_of(path)}  {path.relative_to(target).as_posix()}\n" for path in _files(target)]
     data = "".join(lines).encode()
     write_atomic(target / SUMS, data)
     return hashlib.sha256(data).hexdigest()
@@ -231,11 +231,6 @@ def _files(folder: Path) -> list[Path]:
         if path.is_file() and "__pycache__" not in path.parts:
             found.append(path)
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read(path: Path) -> bytes:

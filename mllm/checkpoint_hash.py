@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from umbel.errors import ModelError
+from umbel.files import sha256_of
 
 
 def checkpoint_hash(directory: Path) -> str:
@@ -26,9 +27,7 @@ def checkpoint_hash(directory: Path) -> str:
     total = hashlib.sha256()
     try:
         for name in names:
-            with (directory / name).open("rb") as stream:
-                part = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(json.dumps([name, part]).encode())
+            total.update(json.dumps([name, sha256_of(directory / name)]).encode())
     except OSError as error:
         raise ModelError(f"{directory} cannot be read ({error.strerror}): check its permissions.") from None
     return total.hexdigest()

@@ -1,12 +1,19 @@
-"""Writing files so that a crash leaves the old content or the new, never half of either."""
+"""Files: written so that a crash leaves the old content or the new, never half of either; and their hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
 
 from umbel.errors import RunError
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal, read in pieces. Raises OSError when it cannot be read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fsync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -17,6 +16,7 @@ from typing import Any
 
 from mllm.bases.recipe import Recipe
 from umbel.errors import ModelError, RunError
+from umbel.files import sha256_of
 from umbel.paths import home
 
 NAMES = ("demo",)
@@ -98,7 +98,7 @@ def _train(folder: Path, name: str, recipe: Recipe, digest: str, progress: Progr
             **{package: version(package) for package in ("torch", "transformers", "numpy")},
         },
         "figures": figures,
-        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        "files": {path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -107,7 +107,7 @@ def _install(folder: Path, progress: Progress) -> None:
     files: dict[str, str] = json.loads((COMMITTED / RECORD).read_text("utf-8"))["files"]
     for done, (name, expected) in enumerate(sorted(files.items()), start=1):
         source = COMMITTED / name
-        if not source.is_file() or _sha256(source) != expected:
+        if not source.is_file() or sha256_of(source) != expected:
             raise ModelError(
                 f"The shipped file {source} is missing or differs from its record: reinstall umbel, or train the base "
                 "with --from-scratch."
@@ -158,7 +158,3 @@ def _recorded(folder: Path) -> str | None:
         return str(record["hash"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -16,6 +16,7 @@ from mllm.tasks.collate import Collator
 from mllm.tasks.metrics import evaluate
 from umbel.cli.base import app
 from umbel.errors import ModelError, RunError
+from umbel.files import sha256_of
 
 TINY = Recipe(encoder_steps=2, encoder_batch=8, joint_steps=2, joint_batch=4, channels=(8, 16, 64), width=64, layers=1)
 
@@ -87,15 +88,15 @@ def test_another_recipe_is_trained_into_a_checkpoint_of_its_own(home: Path) -> N
     path = build("demo", recipe=TINY)
     record = json.loads((path / store.RECORD).read_text("utf-8"))
     assert record["recipe"]["width"] == 64
-    assert all(store._sha256(path / name) == digest for name, digest in record["files"].items())
+    assert all(sha256_of(path / name) == digest for name, digest in record["files"].items())
     model = ComposedForConditionalGeneration.from_pretrained(path)
     assert model.language_model.config.hidden_size == 64
     assert ComposedProcessor.from_pretrained(path).image_tokens == 16
     assert build("demo", recipe=TINY) == path
-    first = store._sha256(path / "model.safetensors")
+    first = sha256_of(path / "model.safetensors")
     (path / "model.safetensors").write_bytes(b"")
     assert build("demo", recipe=TINY, from_scratch=True) == path
-    assert store._sha256(path / "model.safetensors") == first
+    assert sha256_of(path / "model.safetensors") == first
     assert len(list((home / "bases").iterdir())) == 1
 
 
