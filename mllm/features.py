@@ -51,6 +51,9 @@ class MemoryFeatures:
         self._held: dict[bytes, Tensor] = {}
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def get(self, key: bytes) -> Tensor | None:
         """See FeatureStore."""
         return self._held.get(key)

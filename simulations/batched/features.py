@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mllm.features import MemoryFeatures
 from simulations.batched.state import LaneSite
 
 _BYTES = 256 * 1024 * 1024
@@ -34,8 +35,7 @@ class KeptFeatures:
 
     def __init__(self, model: Any, budget: int = _BYTES) -> None:
         self._model = weakref.ref(model)
-        self._budget = budget
-        self._kept: dict[bytes, Tensor] = {}
+        self._kept = MemoryFeatures(budget)
 
     def __call__(self, pixel_values: Tensor, **options: Any) -> Tensor:
         """Image tokens [images, tokens, width] of pixels [images, 3, H, W], without a gradient."""
@@ -59,10 +59,7 @@ class KeptFeatures:
         found = self._kept.get(key)
         if found is None:
             found = compute(pixels)
-            size = found.numel() * found.element_size()
-            if size <= self._budget:
-                self._budget -= size
-                self._kept[key] = found
+            self._kept.put(key, found)
         return found
 
 
