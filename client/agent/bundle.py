@@ -62,20 +62,21 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         if path.is_dir():
             names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
             for name in filter(_counts, names):
-                yield name, _bounded(path, (path / name).stat().st_size) and (path / name).read_bytes()
+                _check_size(path, (path / name).stat().st_size)
+                yield name, (path / name).read_bytes()
             return
         with zipfile.ZipFile(path) as archive:
             for name in filter(_counts, sorted(archive.namelist())):
                 if not name.endswith("/"):
-                    yield name, _bounded(path, archive.getinfo(name).file_size) and archive.read(name)
+                    _check_size(path, archive.getinfo(name).file_size)
+                    yield name, archive.read(name)
     except (OSError, zipfile.BadZipFile, RuntimeError) as error:
         raise SiteError(f"{path} is no bundle ({error}): give a .fab file or the folder it was unpacked to.") from None
 
 
-def _bounded(path: Path, size: int) -> bytes:
+def _check_size(path: Path, size: int) -> None:
     if size > _MAX_FILE:
         raise SiteError(f"A file in {path} has {size} bytes: give the folder of one bundle.")
-    return b" "
 
 
 def _counts(name: str) -> bool:

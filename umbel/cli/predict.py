@@ -9,6 +9,17 @@ from typing import Annotated
 import typer
 
 from umbel.cli.console import err, out
+from umbel.cli.subject import (
+    AdapterOption,
+    AugmentOption,
+    BaseOption,
+    MostTokensOption,
+    QuantizationOption,
+    RunsOption,
+    TuningStepsOption,
+    backend,
+    load_subject,
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -17,20 +28,16 @@ app = typer.Typer(add_completion=False)
 def predict(
     questions: Annotated[Path, typer.Argument(help="JSONL: image (a name, a list of names or null) and question.")],
     answers: Annotated[Path, typer.Argument(help="JSONL to write; must not exist.")],
-    adapter: Annotated[str | None, typer.Option(help="Id or folder of a run, or an adapter's folder.")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="The base, where no run names it: demo, a directory, a hub id.")
-    ] = None,
-    quantization: Annotated[str, typer.Option(help="Of a base that no run decides about.")] = "auto",
+    adapter: AdapterOption = None,
+    base: BaseOption = None,
+    quantization: QuantizationOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions in one forward pass.")] = 16,
-    most_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
-    augment: Annotated[int, typer.Option(min=1, help="Average so many views of each image.")] = 1,
-    tuning_steps: Annotated[int, typer.Option(min=0, help="Steps of test-time prompt tuning; needs --augment.")] = 0,
-    directory: Annotated[str, typer.Option(help="Folder of all runs.")] = "runs",
+    most_tokens: MostTokensOption = 32,
+    augment: AugmentOption = 1,
+    tuning_steps: TuningStepsOption = 0,
+    directory: RunsOption = "runs",
 ) -> None:
     """Answer every line of a file. A run that was stopped goes on where it was; OUTPUT appears when it is whole."""
-    from umbel.cli.chat import backend
-
     chosen = backend(quantization)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,7 +46,6 @@ def predict(
 
     asked = Questions.read(questions)  # before anything heavy is loaded
     from mllm.inference import Answerer
-    from umbel.cli.subject import load_subject
 
     with err.status("loading the model"):
         subject = load_subject(adapter, base, chosen, directory)

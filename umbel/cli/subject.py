@@ -1,15 +1,38 @@
-"""Which model a command asks: ``--adapter RUN|DIR``, ``--base NAME``, or both."""
+"""Which model a command asks, and how: the options that such commands share."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
 
 from umbel.config.model import Quantization
 from umbel.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from mllm.inference import Subject
+
+
+AdapterOption = Annotated[str | None, typer.Option(help="Id or folder of a run, or an adapter's folder.")]
+BaseOption = Annotated[str | None, typer.Option(help="The base, where no run names it: demo, a directory, a hub id.")]
+QuantizationOption = Annotated[str, typer.Option(help="Of a base that no run decides about.")]
+MostTokensOption = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+AugmentOption = Annotated[int, typer.Option(min=1, help="Average so many views of each image.")]
+TuningStepsOption = Annotated[int, typer.Option(min=0, help="Steps of test-time prompt tuning; needs --augment.")]
+RunsOption = Annotated[str, typer.Option(help="Folder of all runs.")]
+
+
+def backend(name: str) -> Quantization:
+    """The quantization of this name.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    for known in get_args(Quantization):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigError(f"Quantization {name!r} is unknown: choose one of {', '.join(get_args(Quantization))}.")
 
 
 def load_subject(adapter: str | None, base: str | None, quantization: Quantization, directory: str) -> Subject:
