@@ -25,6 +25,8 @@ PULL_AT_ONCE = 4
 """Replies that may be in memory together."""
 
 _REASON = 300
+_REPORT = 8192
+"""Characters of a node's report that are looked at, from its beginning and from its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +141,12 @@ def _cause(report: str) -> str:
 
     The last line of a report with a traceback, else its first line; the same for every node with the same trouble.
     """
+    if len(report) > 2 * _REPORT:
+        report = f"{report[:_REPORT]}\n{report[-_REPORT:]}"
     lines = [line for line in map(str.strip, report.splitlines()) if line]
     if not lines:
         return "the node failed"
-    kind = re.match(r"<class '(?:[\w.]*\.)?(\w+)[^']*'>:<'", lines[0])
+    kind = re.match(r"<class '(?:[\w.]{0,200}\.)?(\w{1,200})\b[^']{0,200}'>:<'", lines[0])
     if any(line.startswith("File ") for line in lines):
         return lines[-1].rpartition("occurred. Message: ")[2].removesuffix("'>")
     told = lines[0].removesuffix("'>")

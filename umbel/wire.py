@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -23,6 +24,11 @@ _HEAD = "umbel"
 _VECTOR = "umbel.vector"
 _METRICS = "umbel.metrics"
 _EXTRAS = "umbel.extras"
+_ITEM = {"float32": 4, "uint8": 1}
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '(<f4|\|u1)', 'fortran_order': False, 'shape': (\([0-9, ]*\)), \} *\n", re.S
+)
+"""The header that numpy writes before such an array (NEP 1, version 1.0)."""
 
 
 class MessageType(StrEnum):
@@ -162,14 +168,28 @@ def _array(records: RecordDict, *allowed: type) -> npt.NDArray[Any]:
 def _value(array: Array, dtype: type) -> npt.NDArray[Any]:
     if array.stype != "numpy.ndarray" or array.dtype != np.dtype(dtype).name:
         raise WireError(f"A message's array is {array.stype} of {array.dtype}, expected {np.dtype(dtype).name}.")
-    value: npt.NDArray[Any] | None
-    try:
-        value = array.numpy()
-    except (ValueError, EOFError, OSError):
-        value = None
-    if value is None or value.dtype != np.dtype(dtype) or value.shape != tuple(array.shape):
+    value = _stored(array, np.dtype(dtype))
+    if value is None:
         raise WireError("A message's array cannot be read: it was truncated or altered on the way.")
     return value
+
+
+def _stored(array: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
+    """The values in ``array.data``, copied; None unless they are exactly those that shape and dtype promise.
+
+    numpy's own reader sets memory aside for whatever a header declares, before it looks for the values.
+    """
+    head = _NPY.match(array.data)
+    if head is None or int.from_bytes(head[1], "little") != head.end() - 10:
+        return None
+    if np.dtype(head[2].decode()) != dtype or head[3].decode() != repr(tuple(array.shape)):
+        return None
+    if math.prod(array.shape) * dtype.itemsize != len(array.data) - head.end():
+        return None
+    try:
+        return np.frombuffer(array.data, dtype, offset=head.end()).reshape(array.shape).copy()
+    except ValueError:  # an empty array of more dimensions, or longer ones, than numpy can count
+        return None
 
 
 def _pack(head: dict[str, Any], vector: npt.NDArray[Any] | None = None) -> RecordDict:
@@ -191,12 +211,16 @@ def _extras(records: RecordDict) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def payload_bytes(records: RecordDict) -> int:
-    """Bytes of the values of all arrays in a message, which is all but a few hundred bytes of what travels."""
-    return sum(
-        math.prod(array.shape) * np.dtype(array.dtype).itemsize
-        for record in records.array_records.values()
-        for array in record.values()
-    )
+    """Bytes of the values of all arrays in a message, which is all but a few hundred bytes of what travels.
+
+    An array that says more than it carries, or is of no dtype of ours, counts with what it carries.
+    """
+    return sum(_bytes(array) for record in records.array_records.values() for array in record.values())
+
+
+def _bytes(array: Array) -> int:
+    said = math.prod(array.shape) * _ITEM.get(array.dtype, -1)
+    return said if 0 <= said <= len(array.data) else len(array.data)
 
 
 def pack_description(description: Description) -> RecordDict:
@@ -322,7 +346,7 @@ def read_secure_order(data: bytes) -> tuple[str, int, int]:
     try:
         body = json.loads(data)
         run, cohort, attempt = body["run"], body["cohort"], body["attempt"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         run = cohort = attempt = None
     if type(run) is not str or type(cohort) is not int or type(attempt) is not int:
         raise WireError("A secure-aggregation order cannot be read: both ends must run the same umbel.")

@@ -55,7 +55,11 @@ def check_upload(
         raise AdapterError("An update has another layout than asked for: both ends must use the same strategy.")
     if (reply.update.dtype == np.uint8) != (quantized and not broadcast.pooled):
         raise WireError("An update is encoded otherwise than asked for: both ends must use the same compression.")
-    vector = np.asarray(reply.update, dtype=np.float32) if reply.update.dtype == np.float32 else _decode(reply)
+    vector = (
+        np.asarray(reply.update, dtype=np.float32)
+        if reply.update.dtype == np.float32
+        else _decode(reply, expected.size)
+    )
     expected.check(vector)
     weight = reply.metrics.get("examples", 0.0) if by_examples else 1.0
     if not (np.isfinite(weight) and weight > 0):
@@ -63,5 +67,5 @@ def check_upload(
     return PlainUpload(vector, weight, reply.metrics)
 
 
-def _decode(reply: wire.TrainReply) -> Vector:
-    return StochasticQuantizer.decode(reply.update.tobytes())
+def _decode(reply: wire.TrainReply, size: int) -> Vector:
+    return StochasticQuantizer.decode(reply.update.tobytes(), size)

@@ -72,17 +72,26 @@ class StochasticQuantizer:
         return b"".join((header, scales.astype("<f4").tobytes(), _pack(levels.astype(np.uint16), self.bits)))
 
     @staticmethod
-    def decode(data: bytes) -> Vector:
+    def decode(data: bytes, size: int | None = None) -> Vector:
         """Reads :meth:`encode`, whatever its bits and block.
 
+        Args:
+            data: as it arrived.
+            size: values that are expected, or None to take as many as the header says. Decoding takes some 30 bytes a
+                value, of which a few bits travel: give it for data of somebody else.
+
         Raises:
-            WireError: truncated, too long, of another format, or with a scale that is no finite number >= 0.
+            WireError: truncated, too long, of another format or number of values, or with a scale that is no finite
+                number >= 0.
         """
         if len(data) < _HEADER.size:
             raise WireError("A quantized vector is shorter than its header: it was truncated on the way.")
-        magic, bits, block, size = _HEADER.unpack_from(data)
-        if magic != _MAGIC or not (2 <= bits <= 16 and block >= 16) or size > _MOST:
+        magic, bits, block, found = _HEADER.unpack_from(data)
+        if magic != _MAGIC or not (2 <= bits <= 16 and block >= 16) or found > _MOST:
             raise WireError("A quantized vector has an unknown format: both ends must run the same version of umbel.")
+        if size is not None and found != size:
+            raise WireError(f"A quantized vector has {found} values, expected {size}: both ends must train the same.")
+        size = found
         blocks = -(-size // block)
         if len(data) != _HEADER.size + 4 * blocks + (size * bits + 7) // 8:
             raise WireError("A quantized vector has another length than its header says: it was altered on the way.")
