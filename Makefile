@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export UMBEL_HOME ?= $(CURDIR)/.umbel
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-long e2e kills lint bench clean
+.PHONY: setup demo test test-long e2e kills fuzz lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,12 @@ e2e: setup
 # SIGKILL to every process of a deployment at every moment that matters; about an hour.
 kills: setup
 	$(BIN)/python -m pytest -m kills tests/e2e
+
+# Every decoder of bytes from the network under a coverage-guided fuzzer; SECONDS=60 for a minute each.
+SECONDS ?= 5
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 lint: setup
 	$(BIN)/ruff format --check .

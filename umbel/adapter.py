@@ -169,7 +169,7 @@ class AdapterSpec:
             if len(shapes) != len(body["tensors"]):
                 raise ValueError("a name stands twice")
             return cls.from_shapes(shapes, LoraShape(int(rank), float(alpha), bool(rslora)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise AdapterError(
                 f"An adapter spec cannot be read ({error}): expected the JSON of AdapterSpec.to_json."
             ) from None

@@ -233,7 +233,7 @@ def read_policy(path: Path) -> SitePolicy:
         table = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise SiteError(f"{path} does not exist: make it with umbel site init {path.parent}.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise SiteError(f"{path} cannot be read ({error}): mend it, until then nothing is allowed.") from None
     try:
         return SitePolicy.model_validate(table)

@@ -47,12 +47,12 @@ def make_definition(
     """
     try:
         table = tomllib.loads(run.expanduser().read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        inner: object = table
+        for key in _APP:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        options = flatten(inner if isinstance(inner, dict) else table)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{run} cannot be read ({error}): give a TOML file with a run's options.") from None
-    inner: object = table
-    for key in _APP:
-        inner = inner.get(key) if isinstance(inner, dict) else None
-    options = flatten(inner if isinstance(inner, dict) else table)
     config = RunConfig.from_flat({**options, **parse_overrides(changes)})
     known = [c.name for c in house.policy.coordinators]
     if not coordinator:

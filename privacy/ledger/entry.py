@@ -73,7 +73,7 @@ class Entry:
                 )
             body["unit"] = Unit(body["unit"])
             return cls(**body, event=event, budget=None if budget is None else Budget(**budget))
-        except (ValueError, TypeError, KeyError, AttributeError, PlanError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, PlanError):
             raise LedgerError(
                 "A line of the ledger cannot be read: the file was damaged or altered, restore it from a backup."
             ) from None

@@ -107,7 +107,7 @@ class Roster:
             members = {int(id): bytes.fromhex(key) for id, key in pairs}
             if len(members) != len(pairs) or not all(0 <= id <= MAX_ID for id in members):
                 raise ValueError("an id stands twice or is out of range")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise SecAggError(f"The roster cannot be read ({error}): export it again from the authority.") from None
         return cls(members)
 

@@ -39,7 +39,7 @@ def _app_table(folder: Path) -> dict[str, Any]:
         table: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): mend the file.") from None
     for key in ("tool", "flwr", "app"):
         table = table.get(key, {}) if isinstance(table, dict) else {}
@@ -75,7 +75,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         return flatten(tomllib.loads(path.expanduser().read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): give a TOML file with options.") from None
 
 
@@ -108,7 +108,7 @@ def _split(text: str) -> list[str]:
 def _value(text: str, *, wanted_text: bool) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     # An id such as 7 or 1e3 is text where text is expected.
     return text if wanted_text and not isinstance(value, str) else value
