@@ -20,7 +20,6 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/umbel base build demo
 	$(BIN)/umbel demo
 
 test: setup
