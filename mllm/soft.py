@@ -6,6 +6,7 @@ they enter where the language model of a vision-language model begins, after ima
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class SoftTokens(nn.Module):
     """P soft tokens and the hook that puts them before every sequence.
 
     The text keeps its places in the output. Positions count the soft tokens first and skip padding on either side.
-    Caches of past keys are refused: pass ``use_cache=False``.
+    A cache of past keys holds them like any other token: it must be empty when a sequence begins.
 
     Attributes:
         kind: ``prompt`` (Lester et al. 2021): ``embeddings`` [P, width]; or ``prefix`` (Li and Liang 2021, without
@@ -29,6 +30,8 @@ class SoftTokens(nn.Module):
     def __init__(self, kind: str, tokens: int, text: Any) -> None:
         super().__init__()
         self.kind, self.tokens = kind, tokens
+        self._begun: weakref.ref[Any] | None = None
+        self._longer = False
         if kind == "prompt":
             self.embeddings = nn.Parameter(torch.zeros(tokens, int(text.hidden_size)))
             return
@@ -40,42 +43,54 @@ class SoftTokens(nn.Module):
 
     def enter(self, _module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the language model."""
+        from transformers import DynamicCache
+
         past = kwargs.get("past_key_values")
         embeds: Tensor | None = kwargs.get("inputs_embeds")
-        if past is not None or embeds is None:
-            raise ModelError("Soft tokens need inputs_embeds and no cache: call the whole model with use_cache=False.")
+        if embeds is None or not (past is None or isinstance(past, DynamicCache)):
+            raise ModelError(
+                "Soft tokens need inputs_embeds and, if any, a dynamic cache: call the whole model, or pass "
+                "use_cache=False."
+            )
         n, length = embeds.shape[:2]
+        seen = 0 if past is None else past.get_seq_length()
+        if seen and (self._begun is None or self._begun() is not past):
+            raise ModelError("This cache began without the soft tokens: give an empty one, or pass use_cache=False.")
         mask = kwargs.get("attention_mask")
         if mask is None:
-            mask = torch.ones(n, length, dtype=torch.int64, device=embeds.device)
+            mask = torch.ones(n, max(seen - self.tokens, 0) + length, dtype=torch.int64, device=embeds.device)
         if mask.ndim != 2:
             raise ModelError("Soft tokens need an attention mask of shape [n, T]: pass the tokenizer's.")
         changed = dict(kwargs)
         changed["attention_mask"] = torch.cat([mask.new_ones(n, self.tokens), mask], dim=1)
-        places = (mask.cumsum(dim=1) - 1).clamp(min=0) + self.tokens
-        changed["use_cache"] = False
-        if self.kind == "prompt":
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -length:] + self.tokens
+        changed["position_ids"] = places
+        changed["use_cache"] = past is not None
+        self._longer = not seen and self.kind == "prompt"
+        if seen:
+            return inputs, changed
+        self._begun = None if past is None else weakref.ref(past)
+        if self._longer:
             front = self.embeddings.to(embeds.dtype).expand(n, -1, -1)
             changed["inputs_embeds"] = torch.cat([front, embeds], dim=1)
             own = torch.arange(self.tokens, device=embeds.device).expand(n, -1)
             changed["position_ids"] = torch.cat([own, places], dim=1)
         else:
-            from transformers import DynamicCache
-
-            cache = DynamicCache()
+            cache = DynamicCache() if past is None else past
             for number, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
                 parts = (part.to(embeds.dtype).transpose(0, 1).expand(n, -1, -1, -1) for part in (key, value))
                 cache.update(*parts, number)
             changed["past_key_values"] = cache
-            changed["position_ids"] = places
         return inputs, changed
 
-    def leave(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
+    def leave(self, _module: nn.Module, _inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the language model: the prompt's own places are cut off again."""
-        output["past_key_values"] = None
-        if self.kind == "prompt":
+        if not kwargs.get("use_cache"):
+            output["past_key_values"] = None  # a prefix alone, which nobody asked for
+        if self._longer:
             name = "logits" if "logits" in output else "last_hidden_state"
-            output[name] = output[name][:, self.tokens :]
+            own = kwargs["inputs_embeds"].shape[1] - self.tokens
+            output[name] = output[name][:, -own:]  # fewer are there already where logits_to_keep says so
         return output
 
 
@@ -101,6 +116,6 @@ def attach_soft_tokens(model: Any, kind: str, tokens: int) -> tuple[SoftTokens, 
     soft = SoftTokens(kind, tokens, text)
     handles = [
         language.register_forward_pre_hook(soft.enter, with_kwargs=True),
-        language.register_forward_hook(soft.leave),
+        language.register_forward_hook(soft.leave, with_kwargs=True),
     ]
     return soft, handles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mllm.inference.greedy import GreedyMean, generate, may_cache, next_logs
 from mllm.inference.views import views
 from mllm.soft import attach_soft_tokens
 from mllm.tasks.collate import Collator
@@ -50,6 +52,8 @@ class Answerer:
             the views with the lowest entropy counts; the paper takes a tenth of 64). 0 is off.
         tuning_rate: of AdamW in those steps.
         seed: of views and prompts.
+        cache: keep the keys and values (or states) of past tokens while an answer is written. It changes the time that
+            an answer takes and nothing else; where it would, it is left out (:func:`mllm.inference.greedy.may_cache`).
 
     Raises:
         ModelError: a count is impossible, or the model takes no soft tokens.
@@ -65,6 +69,7 @@ class Answerer:
         tuning_steps: int = 0,
         tuning_rate: float = 5e-3,
         seed: int = 0,
+        cache: bool = True,
     ) -> None:
         if most_tokens < 1 or augment < 1 or tuning_steps < 0:
             raise ModelError(
@@ -78,6 +83,7 @@ class Answerer:
         self._model, self._collator = model, collator
         self._most, self._views = most_tokens, augment
         self._steps, self._rate, self._seed = tuning_steps, tuning_rate, seed
+        self._cache = cache
         config = model.config
         self._image = int(getattr(config, "image_token_id", getattr(config, "image_token_index", -1)))
 
@@ -122,57 +128,36 @@ class Answerer:
 
     def _decode(self, groups: Sequence[Sequence[Example]]) -> list[Answer]:
         """Greedy answers of groups of views; the views of a group say the same token at every step."""
-        owner = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([len(g) for g in groups]))
+        sizes = torch.tensor([len(group) for group in groups])
         inputs = self._placed(self._collator.prompts([example for group in groups for example in group]))
-        owner = owner.to(inputs["input_ids"].device)
-        sizes = torch.bincount(owner, minlength=len(groups)).unsqueeze(1)
-        logs = torch.zeros(len(groups), device=owner.device)
-        done = torch.zeros(len(groups), dtype=torch.bool, device=owner.device)
-        said: list[list[int]] = [[] for _ in groups]
-        for _ in range(self._most):
-            each = self._next(inputs).exp()
-            mean = torch.zeros(len(groups), each.shape[1], device=each.device).index_add(0, owner, each) / sizes
-            best, token = mean.max(dim=1)
-            logs = logs + torch.where(done, torch.zeros_like(logs), best.clamp(min=1e-30).log())
-            for number, one in enumerate(token.tolist()):
-                if not done[number]:
-                    said[number].append(one)
-            done |= token == self._collator.eos_id
-            if bool(done.all()):
-                break
-            inputs = _longer(inputs, token[owner])
+        length = inputs["input_ids"].shape[1]
+        mean = GreedyMean(sizes.to(inputs["input_ids"].device), self._image)
+        said = generate(
+            self._model,
+            inputs,
+            mean,
+            most=self._most,
+            eos=self._collator.eos_id,
+            pad=self._collator.pad_id,
+            cache=self._cache and may_cache(self._model, length + self._most),
+        )
         return [
-            Answer(
-                self._collator.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                float(logs[number].exp()),
-                len(ids),
-                bool(done[number]),
-            )
-            for number, ids in enumerate(said)
+            self._answer(ids, logs)
+            for ids, logs in zip(said[sizes.cumsum(0) - 1].tolist(), mean.logs().tolist(), strict=True)
         ]
+
+    def _answer(self, ids: list[int], logs: list[float]) -> Answer:
+        eos = self._collator.eos_id
+        complete = eos in ids
+        ids = ids[: ids.index(eos) + 1] if complete else ids
+        text = self._collator.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return Answer(text, math.exp(sum(logs[: len(ids)])), len(ids), complete)
 
     def _next(self, inputs: dict[str, Tensor]) -> Tensor:
         """Log-probabilities of the next token, float32 [n, V]; a placeholder is never said."""
-        # Without a cache: soft tokens and dropped image tokens change what a cache would hold, and answers are short.
         logits = self._model(**inputs, use_cache=False).logits[:, -1].float()
-        if 0 <= self._image < logits.shape[1]:
-            logits = logits.index_fill(1, torch.tensor([self._image], device=logits.device), float("-inf"))
-        if bool(logits.isnan().any()):
-            raise ModelError("The model's logits are not finite: choose another adapter or quantization.")
-        logs: Tensor = logits.log_softmax(dim=-1)
-        return logs
+        return next_logs(logits, self._image)
 
     def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         device = next(self._model.parameters()).device
         return {name: value.to(device) for name, value in inputs.items()}
-
-
-def _longer(inputs: dict[str, Tensor], token: Tensor) -> dict[str, Tensor]:
-    """The inputs with one more text token a row, and 0 in every other map of tokens."""
-    shape = inputs["input_ids"].shape
-    more = dict(inputs)
-    for name, value in inputs.items():
-        if value.shape == shape:
-            last = token if name == "input_ids" else torch.ones_like(token) if name == "attention_mask" else token * 0
-            more[name] = torch.cat([value, last.unsqueeze(1).to(value.dtype)], dim=1)
-    return more

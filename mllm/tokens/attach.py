@@ -53,14 +53,16 @@ class AttachedTokens:
         kept: tokens of an image that reach the language model.
     """
 
-    def __init__(self, before: int, kept: int, handles: list[Any], processor: Any) -> None:
+    def __init__(self, before: int, kept: int, handles: list[Any], processor: Any, model: Any = None) -> None:
         self.before, self.kept = before, kept
-        self._handles, self._processor = handles, processor
+        self._handles, self._processor, self._model = handles, processor, model
 
     def remove(self) -> None:
         """The model and its processor as they were."""
         for handle in self._handles:
             handle.remove()
+        if self._model is not None:
+            del self._model.umbel_drop
         if isinstance(self._processor, ComposedProcessor):
             self._processor.image_tokens = self.before
         else:
@@ -100,7 +102,8 @@ def attach_tokens(model: Any, processor: Any, plan: TokenPlan) -> AttachedTokens
     if share == 1.0:
         return AttachedTokens(before, before, [], processor)
     drop = LayerDrop(model.get_input_embeddings(), _layers(model), plan.layer, share, _image_token(model))
-    return AttachedTokens(before, before, [drop], processor)
+    model.umbel_drop = drop  # so that whoever generates knows that layers hold different numbers of tokens
+    return AttachedTokens(before, before, [drop], processor, model)
 
 
 def _image_token(model: Any) -> int:

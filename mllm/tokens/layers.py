@@ -2,12 +2,13 @@
 
 Positions are dropped where a layer begins and put back, as zeros, after the last one, so that logits keep their places;
 the kept tokens keep their positions, masks and order. Everything is per example: a batch and its examples one by one
-give the same.
+give the same. With a cache of past keys, later layers hold the kept tokens alone, and what follows sees those.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class LayerDrop:
         self._scores: Tensor | None = None
         self._places: Tensor | None = None
         self._valid: Tensor | None = None
-        self._dropped = False
+        self._begun: tuple[weakref.ref[Any], Tensor, int] | None = None
         self._handles = [embeddings.register_forward_hook(self._see)]
         if share > 0:
             self._handles.append(layers[after - 1].register_forward_pre_hook(self._score, with_kwargs=True))
@@ -72,8 +73,20 @@ class LayerDrop:
         for handle in self._handles:
             handle.remove()
 
+    @property
+    def active(self) -> bool:
+        """Whether image tokens have been dropped in the pass that is under way, or was the last."""
+        return self._places is not None
+
+    def kept(self, mask: Tensor) -> Tensor:
+        """Of a map [n, T] of the last pass's tokens what its later layers saw, [n, L]; 0 for fillers."""
+        assert self._places is not None
+        assert self._valid is not None
+        return mask.gather(1, self._places) * self._valid
+
     def _see(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Tensor) -> None:
         self._images = inputs[0] == self._token
+        self._places = self._valid = None  # a new pass
 
     def _score(self, layer: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Attention of the asking token to all, float32 [n, T], averaged over heads."""
@@ -109,11 +122,9 @@ class LayerDrop:
         self._places = self._valid = None
         past = kwargs.get("past_key_values")
         if past is not None and past.get_seq_length() > hidden.shape[1]:
-            # Layers of the cache have different lengths where tokens were dropped: nothing can go on from it.
-            if self._dropped:
-                raise ModelError("Dropping image tokens inside the language model needs use_cache=False: pass it.")
-            return None
-        self._dropped = images is not None
+            # Goes on from a cache. Layers before this one have been there already: they count every token.
+            return None if self._begun is None else (inputs, self._gone_on(kwargs, hidden))
+        self._begun = None
         if images is None:
             return None
         keep = ~images
@@ -127,12 +138,52 @@ class LayerDrop:
         self._shape = hidden.shape
         short = hidden.gather(1, self._places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         changed = self._shortened(kwargs)
+        if past is not None:
+            visible = self._visible(kwargs.get("attention_mask"), self._places, self._valid)
+            self._begun = (weakref.ref(past), visible, hidden.shape[1])
         if inputs:
             return (short, *inputs[1:]), changed
         return inputs, changed | {"hidden_states": short}
 
     def _later(self, _layer: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return None if self._places is None else (inputs, self._shortened(kwargs))
+        if self._places is not None:
+            return inputs, self._shortened(kwargs)
+        past = kwargs.get("past_key_values")
+        hidden: Tensor = inputs[0] if inputs else kwargs["hidden_states"]
+        if self._begun is None or past is None or past.get_seq_length() <= hidden.shape[1]:
+            return None
+        return inputs, self._gone_on(kwargs, hidden)
+
+    def _gone_on(self, kwargs: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        """A layer's mask where its cache holds kept tokens alone: [n, 1, q, kept + tokens since]."""
+        assert self._begun is not None
+        past, (mine, visible, begun) = kwargs["past_key_values"], self._begun
+        mask, q, total = kwargs.get("attention_mask"), hidden.shape[1], int(past.get_seq_length())
+        whole = mask is None or (mask.ndim == 4 and mask.shape[-1] == total)
+        if mine() is not past or not whole or visible.shape[0] != hidden.shape[0]:
+            raise ModelError(
+                "Image tokens were dropped inside the language model, and this cache is not the one that began with "
+                "them: generate in one call, or pass use_cache=False."
+            )
+        new = total - begun
+        front = visible.view(visible.shape[0], 1, 1, -1).expand(-1, 1, q, -1)
+        if mask is None:
+            steps = torch.arange(new, device=hidden.device)
+            tail = (steps <= steps[-q:].unsqueeze(1)).expand(front.shape[0], 1, -1, -1)
+        else:
+            tail = mask[..., begun:].expand(front.shape[0], -1, -1, -1)
+        if tail.dtype != torch.bool:
+            lowest = torch.finfo(tail.dtype).min
+            front = torch.zeros_like(front, dtype=tail.dtype).masked_fill(~front, lowest)
+        return kwargs | {"attention_mask": torch.cat([front.expand(-1, tail.shape[1], -1, -1), tail], dim=-1)}
+
+    @staticmethod
+    def _visible(mask: Tensor | None, places: Tensor, valid: Tensor) -> Tensor:
+        """bool [n, L]: which kept tokens whatever follows may see; neither padding nor fillers."""
+        if mask is None:
+            return valid
+        last = mask[:, 0, -1].expand(places.shape[0], -1).gather(1, places)
+        return valid & (last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2)
 
     def _shortened(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer's mask and positions, for the kept tokens."""

@@ -90,8 +90,12 @@ def test_a_batch_equals_its_examples_on_either_padding_side(part):
 def test_generation_with_a_cache_equals_without(part):
     tiny, _ = part
     inputs = tiny.batch([1, 0, 2], padding_side="left").inputs
-    cached = tiny.model.generate(**inputs, **OPTIONS, use_cache=True)
-    assert torch.equal(cached, tiny.model.generate(**inputs, **OPTIONS, use_cache=False))
+    wanted = {"output_logits": True, "return_dict_in_generate": True}
+    found = [tiny.model.generate(**inputs, **OPTIONS, **wanted, use_cache=cache) for cache in (True, False)]
+    cached = found[0].sequences
+    assert found[0].past_key_values is not None
+    assert torch.equal(cached, found[1].sequences)
+    assert torch.allclose(torch.stack(found[0].logits), torch.stack(found[1].logits), atol=1e-5)
     row = inputs["attention_mask"][0] == 1
     alone = {"input_ids": inputs["input_ids"][:1, row], "attention_mask": inputs["attention_mask"][:1, row]}
     alone["pixel_values"] = inputs["pixel_values"][:1]

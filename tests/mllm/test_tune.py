@@ -177,10 +177,33 @@ def test_impossible_places_are_refused():
             attach_soft_tokens(recurrent, method, 2)
 
 
-def test_soft_tokens_refuse_a_cache(saved):
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_soft_tokens_generate_alike_with_a_cache_and_without(method, saved):
     tiny, directory = saved("composed")
-    tuned = attach(load_base(str(directory), "none"), LoraConfig(method="prompt", tokens=2), seed=0)
-    from transformers import DynamicCache
+    tuned = attach(load_base(str(directory), "none"), LoraConfig(method=method, tokens=3), seed=0)
+    for parameter in tuned.parameters.values():  # as they begin, they would hardly be attended to
+        parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    inputs = tiny.batch([1, 0, 2], padding_side="left").inputs
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "output_logits": True}
+    model = tuned.model
+    found = [model.generate(**inputs, **options, return_dict_in_generate=True, use_cache=c) for c in (True, False)]
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    assert torch.allclose(torch.stack(found[0].logits), torch.stack(found[1].logits), atol=1e-4)
+    assert found[0].past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 3 + 5
+    assert model(**inputs, use_cache=False).past_key_values is None
 
-    with pytest.raises(ModelError, match="use_cache=False"):
-        tuned.model(**tiny.batch([1]).inputs, past_key_values=DynamicCache())
+
+def test_soft_tokens_refuse_a_cache_that_began_without_them(saved):
+    from transformers import DynamicCache, StaticCache
+
+    tiny, directory = saved("composed")
+    base = load_base(str(directory), "none")
+    inputs, cache = tiny.batch([1]).inputs, DynamicCache()
+    base.model(**inputs, past_key_values=cache)
+    tuned = attach(base, LoraConfig(method="prompt", tokens=2), seed=0)
+    token = {"input_ids": torch.tensor([[5]])}
+    with pytest.raises(ModelError, match="began without the soft tokens"):
+        tuned.model(**token, past_key_values=cache)
+    static = StaticCache(tuned.model.config.get_text_config(), max_cache_len=64)
+    with pytest.raises(ModelError, match="a dynamic cache"):
+        tuned.model(**inputs, past_key_values=static)

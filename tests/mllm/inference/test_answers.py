@@ -1,16 +1,20 @@
 import json
+import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import mllm.inference.answer
 from mllm.inference import Answerer, load_adapter_folder, load_plain
 from mllm.inference.predict import Questions, predict_file
 from mllm.inference.views import views
+from mllm.language import LANGUAGES
 from mllm.load import load_base
 from mllm.tasks.collate import Collator
 from mllm.tasks.example import Example, ImageSource
-from mllm.testing import random_image, tiny_composed
+from mllm.testing import random_image, tiny_composed, tiny_llava, tiny_qwen25vl, tiny_smolvlm
 from mllm.tokens import TokenPlan, attach_tokens
 from mllm.tune import attach
 from umbel.config import LoraConfig
@@ -53,6 +57,84 @@ def test_answers_are_those_of_generate_alone_or_in_company(subject, questions):
         assert subject.collator.tokenizer.decode(ids, skip_special_tokens=True).strip() == found.text
         assert 0 < found.probability <= 1
         assert found.tokens <= 5
+
+
+FAMILIES = {
+    **{name: partial(tiny_composed, "siglip", language=name) for name in LANGUAGES},
+    "llava-hub": tiny_llava,
+    "smolvlm": tiny_smolvlm,
+    "qwen2_5_vl": tiny_qwen25vl,
+}
+
+
+def slowly(model, collator, example, most):
+    """Greedy answer of one example by whole passes over all that was said: (ids, probability)."""
+    inputs, said, logs = collator.prompts([example]), [], 0.0
+    config = model.config
+    for _ in range(most):
+        with torch.no_grad():
+            scores = model(**inputs, use_cache=False).logits[0, -1].float()
+        scores[getattr(config, "image_token_id", getattr(config, "image_token_index", None))] = float("-inf")
+        best, token = scores.log_softmax(-1).max(-1)
+        said.append(int(token))
+        logs += float(best)
+        if said[-1] == collator.eos_id:
+            break
+        width = inputs["input_ids"].shape
+        fill = {"input_ids": int(token), "attention_mask": 1}
+        for name, value in list(inputs.items()):
+            if value.shape == width:
+                inputs[name] = torch.cat([value, value.new_full((1, 1), fill.get(name, 0))], dim=1)
+    return said, math.exp(logs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_with_a_cache_are_those_of_whole_passes(family, questions):
+    """Every language model, and three families of transformers: padded on the left, with one, two and no images."""
+    torch.set_num_threads(1)
+    made = FAMILIES[family]()
+    collator = Collator(made.processor)
+    # Qwen's images must be parted by marks, which its chat template writes and the tiny tokenizer has none of.
+    examples = [e for e in questions.examples if family != "qwen2_5_vl" or len(e.images) < 2]
+    found = {c: Answerer(made.model, collator, most_tokens=7, cache=c).answer(examples) for c in (True, False)}
+    for number, example in enumerate(examples):
+        said, probability = slowly(made.model, collator, example, 7)
+        text = collator.tokenizer.decode(said, skip_special_tokens=True).strip()
+        for answers in found.values():
+            answer = answers[number]
+            assert (answer.text, answer.tokens, answer.complete) == (text, len(said), said[-1] == collator.eos_id)
+            assert answer.probability == pytest.approx(probability, rel=1e-3)
+
+
+def test_a_cache_is_used_unless_it_would_change_what_is_computed(subject, questions, folder, monkeypatch):
+    widths = []
+    handle = subject.model.language_model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: widths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    (answer,) = Answerer(subject.model, subject.collator, most_tokens=4).answer(questions.examples[:1])
+    handle.remove()
+    assert widths[0] > 1
+    assert widths[1:] == [1] * (answer.tokens - 1)
+
+    base = load_base(str(folder / "base"), "none")
+    attach_tokens(base.model, base.processor, TokenPlan("withdraw", 1.0, 1))
+    seen = []
+    plain = mllm.inference.answer.generate
+    monkeypatch.setattr(mllm.inference.answer, "generate", lambda *a, **k: seen.append(k["cache"]) or plain(*a, **k))
+    for window in (None, 1000, 8):
+        base.model.config.text_config.sliding_window = window
+        Answerer(base.model, Collator(base.processor), most_tokens=2).answer(questions.examples)
+    assert seen == [True, True, False]
+
+
+def test_what_a_checkpoint_asks_of_generation_is_not_followed(subject, questions):
+    plain = Answerer(subject.model, subject.collator, most_tokens=6).answer(questions.examples)
+    before = subject.model.generation_config.to_dict()
+    subject.model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0, num_beams=3)
+    try:
+        assert Answerer(subject.model, subject.collator, most_tokens=6).answer(questions.examples) == plain
+    finally:
+        subject.model.generation_config.update(**before)
 
 
 def test_the_average_of_views_is_the_average(subject, questions):

@@ -200,17 +200,45 @@ def test_what_does_not_fit_is_refused(saved):
         attach_tokens(qwen.model, qwen.processor, TokenPlan("pool"))
 
 
-def test_dropping_layers_refuse_a_cache(saved):
+@pytest.mark.parametrize("plan", [TokenPlan("fastv", 0.25, 1), TokenPlan("withdraw", 0.5, 1)])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_dropping_layers_generate_alike_with_a_cache_and_without(plan, attention, saved):
+    """Left padding, an example without an image, and a second sequence after the first."""
+    base: Base = saved("composed")
+    base.model.set_attn_implementation(attention)
+    attached = attach_tokens(base.model, base.processor, plan)
+    batch = batch_for(base, 16)
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "output_logits": True}
+    gaps = (batch.inputs["attention_mask"] == 0).sum(dim=1).tolist()
+    left = {
+        name: torch.stack([row.roll(gap) for row, gap in zip(value, gaps, strict=True)]) if value.ndim == 2 else value
+        for name, value in batch.inputs.items()
+    }
+    alone = {name: value[1:2] if value.ndim == 2 else value[1:3] for name, value in left.items()}
+    for inputs in (left, {"input_ids": torch.tensor([[5, 6, 7]])}, left, alone):
+        found = [
+            base.model.generate(**inputs, **options, return_dict_in_generate=True, use_cache=c) for c in (True, False)
+        ]
+        assert torch.allclose(torch.stack(found[0].logits), torch.stack(found[1].logits), atol=1e-4)
+        assert torch.equal(found[0].sequences, found[1].sequences)
+    cache = found[0].past_key_values
+    assert cache.get_seq_length(1) < cache.get_seq_length(0)
+    attached.remove()
+    assert not hasattr(base.model, "umbel_drop")
+
+
+def test_a_cache_goes_on_where_it_began_or_is_refused(saved):
     base: Base = saved("composed")
     attach_tokens(base.model, base.processor, TokenPlan("withdraw", 0.5, 1))
     batch = batch_for(base, 16)
     with torch.no_grad():
+        first = base.model(**batch.inputs, use_cache=True)
         plain = base.model(**batch.inputs, use_cache=False).logits
-        assert torch.allclose(base.model(**batch.inputs, use_cache=True).logits, plain, atol=1e-5)
-        with pytest.raises(ModelError, match="use_cache=False"):
-            base.model.generate(**batch.inputs, max_new_tokens=3)
-        text = {"input_ids": torch.tensor([[5, 6, 7]])}
-        assert base.model.generate(**text, max_new_tokens=3, min_new_tokens=3).shape[1] == 6
+        assert torch.allclose(first.logits, plain, atol=1e-5)
+        base.model(**batch.inputs, use_cache=True)
+        token = {"input_ids": batch.inputs["input_ids"][:, :1] * 0 + 5}
+        with pytest.raises(ModelError, match="not the one that began with them"):
+            base.model(**token, past_key_values=first.past_key_values)
 
 
 def test_checkpointing_gives_the_same_gradients(saved):
