@@ -13,6 +13,7 @@ from coordinator.release import release_pb2 as pb
 from coordinator.release import release_pb2_grpc as rpc
 from coordinator.release.blobs import Blobs
 from coordinator.release.manifest import Manifest, parse_manifest
+from coordinator.release.metrics import ReleaseMetrics
 from coordinator.release.registry import Registry, Release
 from coordinator.release.rules import MAX_VERSION, check_release_name
 from umbel.errors import DeployError
@@ -122,6 +123,7 @@ def make_server(
     *,
     roles: Collection[str] = ROLES,
     names: Collection[str] | None = None,
+    metrics: ReleaseMetrics | None = None,
 ) -> tuple[grpc.Server, int]:
     """A server that is not started yet, and its port.
 
@@ -132,6 +134,7 @@ def make_server(
         blobs: their files.
         roles: whose certificates may call.
         names: members that may call; None lets every member in.
+        metrics: count what is asked, sent and refused.
 
     Raises:
         DeployError: the certificate cannot be used, or the address is taken.
@@ -141,7 +144,7 @@ def make_server(
     credentials = server_credentials(tls)
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="release"),
-        interceptors=[PeerCheck(tls, roles=roles, names=names)],
+        interceptors=[*([metrics] if metrics is not None else []), PeerCheck(tls, roles=roles, names=names)],
         maximum_concurrent_rpcs=4 * _THREADS,
         options=[
             ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),

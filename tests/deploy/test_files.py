@@ -211,6 +211,7 @@ def test_the_dashboard_asks_for_figures_that_there_are():
 
     from client.metrics import SiteMetrics, _spent
     from coordinator.metrics import _evaluations, _privacy, _rounds, _states
+    from coordinator.release.metrics import ReleaseMetrics
 
     class Empty:
         def datasets(self):
@@ -218,6 +219,7 @@ def test_the_dashboard_asks_for_figures_that_there_are():
 
     registry = CollectorRegistry()
     SiteMetrics(registry)
+    ReleaseMetrics(registry)
     families = [*registry.collect(), *_spent(Empty())]
     for make in (_states, _rounds, _privacy, _evaluations):
         families += list(make([]))

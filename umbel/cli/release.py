@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,21 +57,30 @@ def serve(
     member: Member,
     listen: Annotated[str, typer.Option(help="host:port to listen on.")] = "0.0.0.0:8444",
     allow: Annotated[list[str] | None, typer.Option(help="Only these members may fetch; repeat. Default: all.")] = None,
+    metrics: Annotated[str, typer.Option(help="host:port for Prometheus; nothing is shown where this is empty.")] = "",
     store: Store = None,
     database: Database = None,
 ) -> None:
     """Serve the releases to members of the federation, until stopped."""
-    from coordinator.release.server import make_server
+    from prometheus_client import CollectorRegistry
 
+    from coordinator.release.metrics import ReleaseMetrics
+    from coordinator.release.server import make_server
+    from umbel.exposition import Endpoint, expose
+
+    figures = CollectorRegistry()
     registry, blobs = _open(store, database)
-    server, port = make_server(listen, member / "release", registry, blobs, names=allow)
+    server, port = make_server(
+        listen, member / "release", registry, blobs, names=allow, metrics=ReleaseMetrics(figures) if metrics else None
+    )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    server.start()
-    _line(f"Serving releases on {listen.rpartition(':')[0]}:{port}; stop with Ctrl-C.")
-    stop.wait()
-    server.stop(5).wait()
+    with expose(figures, Endpoint.parse(metrics)) if metrics else nullcontext():
+        server.start()
+        _line(f"Serving releases on {listen.rpartition(':')[0]}:{port}; stop with Ctrl-C.")
+        stop.wait()
+        server.stop(5).wait()
     registry.close()
 
 
