@@ -97,12 +97,14 @@ class PrivateSteps:
         step: Callable[[], None],
         *,
         any_parameter: bool = False,
+        balance: float = 0.0,
     ) -> None:
         """Makes ``steps`` steps on ``parameters``, which must be exactly those that require gradients.
 
         Args:
             step: makes the optimizer's step from each parameter's ``grad`` and clears it.
             any_parameter: parameters act outside plain layers: only a microbatch of one knows their gradients.
+            balance: share of the balance of experts, within each example.
 
         Raises:
             UnclaimedParameter: the engine does not know one of the parameters.
@@ -113,18 +115,23 @@ class PrivateSteps:
         for indices in self.batches(steps):
             chosen = [int(i) for i in indices]
             for start in range(0, len(chosen), self._microbatch):
-                self._accumulate(
-                    engine, model, collator, [examples[i] for i in chosen[start : start + self._microbatch]], kind
-                )
+                chunk = [examples[i] for i in chosen[start : start + self._microbatch]]
+                self._accumulate(engine, model, collator, chunk, kind, balance)
             self._release(engine.take(), parameters)
             step()
 
     def _accumulate(
-        self, engine: GradientEngine, model: Any, collator: Collate, chunk: Sequence[Example], kind: str
+        self,
+        engine: GradientEngine,
+        model: Any,
+        collator: Collate,
+        chunk: Sequence[Example],
+        kind: str,
+        balance: float,
     ) -> None:
         batch = collator(chunk)
         engine.accumulate(
-            lambda part: example_losses(model, part),
+            lambda part: example_losses(model, part, balance),
             batch,
             None if kind.startswith("loop") else self._rows(model, batch),
             len(chunk),

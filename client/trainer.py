@@ -40,8 +40,8 @@ class TrainResult:
     Attributes:
         steps: optimizer steps, empty Poisson batches included.
         seen: examples seen, repeats counted; under example-level DP the expected number, which is public.
-        loss: mean per-example loss over the examples seen, in nats; None under example-level DP, because the
-            loss is not covered by the guarantee.
+        loss: mean per-example loss over the examples seen, in nats, with distillation and balance; None under
+            example-level DP, because the loss is not covered by the guarantee.
     """
 
     steps: int
@@ -101,6 +101,7 @@ class Trainer:
                     steps,
                     step,
                     any_parameter=self._tuned.any_parameter,
+                    balance=self._config.balance,
                 )
                 return TrainResult(steps=steps, seen=steps * private.expected, loss=None)
             seen, total = 0, 0.0
@@ -129,7 +130,8 @@ class Trainer:
         total = 0.0
         for start in range(0, len(indices), self._config.microbatch):
             chunk = indices[start : start + self._config.microbatch]
-            losses = example_losses(self._tuned.model, collator([examples[int(i)] for i in chunk]))
+            batch = collator([examples[int(i)] for i in chunk])
+            losses = example_losses(self._tuned.model, batch, self._config.balance)
             (losses.sum() / len(indices)).backward()  # type: ignore[no-untyped-call]
             total += float(losses.detach().sum())
         if not np.isfinite(total):

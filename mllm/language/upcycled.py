@@ -7,8 +7,7 @@ each other, which a bound per example needs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -129,40 +128,6 @@ def upcycle(model: nn.Module, *, experts: int, top_k: int, layers: Sequence[int]
         if not isinstance(blocks[index].mlp, ExpertMlp):
             blocks[index].mlp = ExpertMlp(blocks[index].mlp, experts, top_k, width)
     return model
-
-
-@contextmanager
-def recorded_routing(model: nn.Module) -> Iterator[list[ExpertMlp]]:
-    """The experts of ``model``, which keep their routing ``probabilities`` [n, T, experts] inside the block."""
-    layers = [module for module in model.modules() if isinstance(module, ExpertMlp)]
-    for layer in layers:
-        layer.recording = True
-    try:
-        yield layers
-    finally:
-        for layer in layers:
-            layer.recording, layer.probabilities = False, None
-
-
-def balance_loss(probabilities: torch.Tensor, mask: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The loss that spreads tokens over experts (Fedus et al. 2021, equation 4), for every example by itself.
-
-    Over a whole batch, as it is usually taken, it would couple the examples.
-
-    Args:
-        probabilities: of the router, [n, T, experts].
-        mask: [n, T], 1 for tokens.
-        top_k: experts a token.
-
-    Returns:
-        [n], 1 for a uniform router; an example without tokens gives 0.
-    """
-    experts = probabilities.shape[-1]
-    chosen = torch.zeros_like(probabilities).scatter(-1, probabilities.topk(top_k, dim=-1).indices, 1.0 / top_k)
-    weight = mask.to(probabilities.dtype).unsqueeze(-1)
-    tokens = weight.sum(1).clamp(min=1)
-    share, mean = (chosen * weight).sum(1) / tokens, (probabilities * weight).sum(1) / tokens
-    return experts * (share * mean).sum(-1)
 
 
 def _dense(config: Any) -> Language:

@@ -149,7 +149,7 @@ class LaneGroup:
         if self._clipping_norm is not None:
             books = self.state.weights.new_zeros(batch.size, self.state.weights.shape[1])
         self._slot.chunk = self._chunk(where, batch, sizes, [lane.generator for lane in lanes], books)
-        found = example_losses(self._tuned.model, batch)
+        found = example_losses(self._tuned.model, batch, self._config.balance)
         if books is None:
             share = torch.tensor([1 / max(len(lane.batch), 1) for lane in lanes], dtype=found.dtype)
             (found * share[owner].to(found.device)).sum().backward()  # type: ignore[no-untyped-call]
@@ -224,7 +224,7 @@ class LaneGroup:
             return  # an example that cannot be encoded fails its lane when, and if, it is drawn
         self._slot.chunk = self._chunk(slice(0, len(lanes)), batch, [1] * len(lanes), None, None)
         with torch.no_grad():
-            example_losses(self._tuned.model, batch)
+            example_losses(self._tuned.model, batch, self._config.balance)
 
     def _check_stray(self) -> None:
         stray = next((name for name, p in self._tuned.parameters.items() if p.grad is not None), None)

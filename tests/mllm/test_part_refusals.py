@@ -11,7 +11,7 @@ from mllm.encoders.pair import PairConfig, PairTower
 from mllm.encoders.s2 import S2Config, S2Tower
 from mllm.language import LANGUAGES
 from mllm.language.minicpm import minicpm_config
-from mllm.language.upcycled import ExpertMlp, balance_loss, recorded_routing, upcycle
+from mllm.language.upcycled import ExpertMlp, upcycle
 from mllm.projectors import PROJECTORS
 from mllm.projectors.attention import CrossAttention, sine_positions
 from mllm.projectors.ldp import squeezed
@@ -212,15 +212,6 @@ def test_upcycled_copies_equal_the_dense_model_and_rows_stay_apart():
     x = torch.randn(2, 5, 64, requires_grad=True)
     layer(x)[0].sum().backward()
     assert x.grad[1].abs().max() == 0
-    with recorded_routing(sparse) as layers:
-        sparse(ids)
-        assert layers == [layer]
-        losses = balance_loss(layers[0].probabilities, torch.tensor([[1] * 7, [1] * 3 + [0] * 4, [0] * 7]), 2)
-    assert layer.probabilities is None
-    assert losses.shape == (3,)
-    assert losses[2] == 0
-    uniform = torch.full((1, 8, 4), 0.25)
-    assert balance_loss(uniform, torch.ones(1, 8), 2)[0] == pytest.approx(1.0)
     with pytest.raises(ModelError, match="not upcycled"):
         upcycle(torch.nn.Linear(2, 2), experts=2, top_k=1, layers=[0])
     for wrong in ({"top_k": 5}, {"layers": [2]}, {"layers": []}, {"experts": None}):

@@ -40,5 +40,7 @@ class TrainConfig(Section):
     """Both distributions are softened by it."""
     teacher: str = Field(default="none", min_length=1)
     """A directory or hub id of the teacher, with the same tokenizer; none without one."""
+    balance: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    """Share of the loss that spreads each example's tokens over a mixture's experts; nothing without experts."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of one training client."""
