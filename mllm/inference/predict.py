@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from mllm.inference.answer import Answerer
 from mllm.tasks.example import Example
-from mllm.tasks.folder import parse
+from mllm.tasks.folder import FRAMES, parse
 from umbel.errors import DataError, RunError
 from umbel.files import fsync_folder
 
@@ -36,8 +36,8 @@ class Questions:
     fingerprint: str
 
     @classmethod
-    def read(cls, path: Path) -> Questions:
-        """Reads a JSONL file; images are not opened.
+    def read(cls, path: Path, frames: int = FRAMES) -> Questions:
+        """Reads a JSONL file; images are not opened. ``frames`` are taken of a video at most.
 
         Raises:
             DataError: the file cannot be read, has no line, or a line is no question; the message names the line.
@@ -50,7 +50,7 @@ class Questions:
         found = [(n, line) for n, line in enumerate(data.splitlines(), 1) if line.strip()]
         if not found:
             raise DataError(f"{path} has no question: write one JSON object with image and question a line.")
-        examples = tuple(parse(root, path.name, n, _with_answer(line)) for n, line in found)
+        examples = tuple(parse(root, path.name, n, _with_answer(line), frames) for n, line in found)
         return cls(path, examples, tuple(n for n, _ in found), hashlib.sha256(data).hexdigest())
 
     def __len__(self) -> int:

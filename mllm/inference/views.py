@@ -18,14 +18,17 @@ _BRIGHTNESS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class View(ImageSource):
-    """An image source that changes what it opens. ``number`` 0 is the image itself; others differ by their number."""
+    """An image source that changes what it opens. ``number`` 0 is the image itself; others differ by their number.
+
+    ``inner`` is what is changed: an image, or a frame of a video."""
 
     number: int = 0
     seed: int = 0
+    inner: ImageSource | None = None
 
     def open(self) -> Image.Image:
         """The view, mode RGB, of the image's own size: a crop of 88 to 100% a side, up to 10% darker or lighter."""
-        image = ImageSource.open(self)
+        image = ImageSource.open(self) if self.inner is None else self.inner.open()
         if self.number == 0:
             return image
         rng = np.random.default_rng((self.seed, self.number))
@@ -43,6 +46,6 @@ def views(example: Example, count: int, seed: int) -> list[Example]:
         return [example]
     made = []
     for number in range(count):
-        sources = tuple(View(s.path, s.origin, s.max_pixels, False, number, seed) for s in example.images)
+        sources = tuple(View(s.path, s.origin, s.max_pixels, False, number, seed, s) for s in example.images)
         made.append(replace(example, images=sources))
     return made

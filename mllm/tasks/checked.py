@@ -38,7 +38,7 @@ class CheckedImages:
         Raises:
             DataError: as :meth:`ImageSource.open`.
         """
-        name = source.path.relative_to(self._root).as_posix()
+        name = source.path.relative_to(self._root).as_posix() + source.part
         if name in self._seen:
             return
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +61,11 @@ class ImageSource:
     max_pixels: int = MAX_PIXELS
     keep: bool = False
 
+    @property
+    def part(self) -> str:
+        """Tells sources of one file apart; "" where the file is the image."""
+        return ""
+
     def open(self) -> Image.Image:
         """The decoded image, mode RGB. Treat it as read-only: small images of a fixed set are shared.
 
@@ -71,7 +78,7 @@ class ImageSource:
         kept = _decoded.get(self.path) if self.keep else None
         if kept is not None:
             return kept
-        try:
+        with decoding(self.named(), self.path):
             with warnings.catch_warnings():
                 # Our own limit below is checked on the header, before a pixel is decoded.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -79,29 +86,41 @@ class ImageSource:
             with opened:
                 if opened.width * opened.height > self.max_pixels:
                     raise DataError(
-                        f"{self._where()} declares {opened.width} x {opened.height} pixels, expected at most "
+                        f"{self.named()} declares {opened.width} x {opened.height} pixels, expected at most "
                         f"{self.max_pixels}: scale the image down."
                     )
-                image = _rgb(opened)
-        except FileNotFoundError:
-            raise DataError(f"{self._where()} does not exist: add the file or remove the line.") from None
-        except DataError:
-            raise
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            reason = str(error).replace(str(self.path), "the file").strip(".") or type(error).__name__
-            raise DataError(
-                f"{self._where()} cannot be decoded ({reason}): expected an image that Pillow reads, replace the "
-                "file or remove the line."
-            ) from None
+                image = rgb(opened)
         if self.keep:
             _decoded.put(self.path, image)
         return image
 
-    def _where(self) -> str:
+    def named(self) -> str:
+        """The file and where it was named, for messages."""
         return f"Image {self.path}" + (f" ({self.origin})" if self.origin else "")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+@contextmanager
+def decoding(named: str, path: Path, expected: str = "an image that Pillow reads") -> Iterator[None]:
+    """Turns whatever Pillow raises inside into one sentence about the file at ``path``, which messages call ``named``.
+
+    Raises:
+        DataError: the file is missing, or is not what was expected.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{named} does not exist: add the file or remove the line.") from None
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        reason = str(error).replace(str(path), "the file").strip(".") or type(error).__name__
+        raise DataError(
+            f"{named} cannot be decoded ({reason}): expected {expected}, replace the file or remove the line."
+        ) from None
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The image, or the frame that it stands at, in mode RGB: transparency on white, wide values scaled."""
     if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
         # Plain convert("RGB") would clip a 16-bit X-ray to white.
         wide = image.convert("F")

@@ -1,8 +1,9 @@
 """A folder of one's own data: ``train.jsonl`` and ``eval.jsonl`` beside their images.
 
-Each line is ``{"image": "a.png" | ["a.png", "b.png"] | null, "question": "...", "answer": "..."}``; other keys
-are kept in ``meta`` as text. Lines are found by offset and parsed when asked for; only the offsets, eight bytes
-a line, stay in memory.
+Each line is ``{"image": "a.png" | ["a.png", "b.png"] | null, "question": "...", "answer": "..."}``, or has ``video``
+in place of ``image``: an animated file, a folder of frames, or a list of frames, of which ``task.frames`` are taken at
+even distances. Other keys are kept in ``meta`` as text. Lines are found by offset and parsed when asked for; only the
+offsets, eight bytes a line, stay in memory.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import numpy.typing as npt
 from mllm.tasks.base import ExampleSet, Task, fingerprint_of
 from mllm.tasks.checked import CheckedImages
 from mllm.tasks.example import Example, ImageSource
+from mllm.video import MAX_FRAMES, FrameSource, frame_sources, spread
 from umbel.config import TaskConfig
 from umbel.errors import DataError
 
 MAX_LINE = 1_000_000
 """Longest line in bytes."""
 
-_FIELDS = frozenset({"image", "question", "answer"})
+_FIELDS = frozenset({"image", "video", "question", "answer"})
+FRAMES = 8
+"""Of a video, where nobody says."""
 
 
 def load(config: TaskConfig) -> Task:
@@ -54,7 +58,7 @@ def load(config: TaskConfig) -> Task:
         skipped.append(sentence)
 
     with CheckedImages(root) as images:
-        train, evaluation = (_index(root, name, images, bad) for name in ("train.jsonl", "eval.jsonl"))
+        train, evaluation = (_index(root, name, images, bad, config.frames) for name in ("train.jsonl", "eval.jsonl"))
         fingerprint = fingerprint_of(
             [*((root / name).read_bytes() for name in ("train.jsonl", "eval.jsonl")), *images.sizes()]
         )
@@ -72,8 +76,16 @@ def load(config: TaskConfig) -> Task:
 class JsonLines(ExampleSet):
     """The good lines of one split, parsed when asked for."""
 
-    def __init__(self, root: Path, file: Path, offsets: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        file: Path,
+        offsets: npt.NDArray[np.int64],
+        numbers: npt.NDArray[np.int64],
+        frames: int = FRAMES,
+    ) -> None:
         self._root, self._file, self._offsets, self._numbers = root, file, offsets, numbers
+        self._frames = frames
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -86,7 +98,7 @@ class JsonLines(ExampleSet):
                 line = stream.readline(MAX_LINE + 1)
         except OSError as error:
             raise DataError(f"{self._file} cannot be read any more ({error.strerror}): put the file back.") from None
-        return _parsed(self._root, self._file.name, number, line)
+        return _parsed(self._root, self._file.name, number, line, self._frames)
 
     def __iter__(self) -> Iterator[Example]:
         # In order and with one open file: what the partitioners walk through.
@@ -94,12 +106,13 @@ class JsonLines(ExampleSet):
             with self._file.open("rb") as stream:
                 for offset, number in zip(self._offsets, self._numbers, strict=True):
                     stream.seek(int(offset))
-                    yield parse(self._root, self._file.name, int(number), stream.readline(MAX_LINE + 1))
+                    line = stream.readline(MAX_LINE + 1)
+                    yield parse(self._root, self._file.name, int(number), line, self._frames)
         except OSError as error:
             raise DataError(f"{self._file} cannot be read any more ({error.strerror}): put the file back.") from None
 
 
-def _index(root: Path, name: str, images: CheckedImages, bad: Callable[[str], None]) -> JsonLines:
+def _index(root: Path, name: str, images: CheckedImages, bad: Callable[[str], None], frames: int) -> JsonLines:
     file = root / name
     if not file.is_file():
         raise DataError(f"{file} does not exist: a data folder holds train.jsonl and eval.jsonl.")
@@ -121,7 +134,7 @@ def _index(root: Path, name: str, images: CheckedImages, bad: Callable[[str], No
                     blank += 1
                     continue
                 try:
-                    for source in parse(root, name, number, line).images:
+                    for source in parse(root, name, number, line, frames).images:
                         images.check(source)
                 except DataError as error:
                     bad(str(error))
@@ -132,20 +145,21 @@ def _index(root: Path, name: str, images: CheckedImages, bad: Callable[[str], No
         raise DataError(f"{file} cannot be read ({error.strerror}): make it readable.") from None
     if not offsets:
         raise DataError(f"{file} has no usable line ({number - blank} were skipped, {blank} are blank): add examples.")
-    return JsonLines(root, file, np.array(offsets, dtype=np.int64), np.array(numbers, dtype=np.int64))
+    return JsonLines(root, file, np.array(offsets, dtype=np.int64), np.array(numbers, dtype=np.int64), frames)
 
 
-def parse(root: Path, name: str, number: int, line: bytes) -> Example:
-    """Reads one line; images are not opened.
+def parse(root: Path, name: str, number: int, line: bytes, frames: int = FRAMES) -> Example:
+    """Reads one line; images are not opened, and of a video's file the header alone.
 
     Args:
         root: the data folder, resolved; image names are relative to it.
         name: of the file, for messages.
         number: of the line, from 1.
         line: its bytes, UTF-8; an end of line is allowed.
+        frames: most of a video.
 
     Raises:
-        DataError: the line is not such an object, or an image's name leads outside ``root``.
+        DataError: the line is not such an object, a name leads outside ``root``, or a video is missing or too large.
     """
     where = f"{name}, line {number}"
     if len(line) > MAX_LINE:
@@ -162,7 +176,7 @@ def parse(root: Path, name: str, number: int, line: bytes) -> Example:
         if not isinstance(body.get(field), str) or not body[field].strip():
             raise DataError(f"{where} has no {field!r}: expected a text that is not empty, add it.")
     return Example(
-        images=tuple(_source(root, where, image) for image in _names(where, body.get("image"))),
+        images=_sources(root, where, body, frames),
         question=body["question"].strip(),
         answer=body["answer"].strip(),
         meta={str(key): _text(value) for key, value in body.items() if key not in _FIELDS},
@@ -173,11 +187,30 @@ _parsed = lru_cache(maxsize=1 << 14)(parse)
 """A client asks for its few lines again and again. What a link points to is settled when its line is first read."""
 
 
-def _names(where: str, value: Any) -> list[str]:
+def _sources(root: Path, where: str, body: dict[str, Any], frames: int) -> tuple[ImageSource, ...]:
+    video = body.get("video")
+    if video is None:
+        return tuple(_source(root, where, name) for name in _names(where, "image", body.get("image")))
+    if body.get("image") is not None:
+        raise DataError(f"{where} has both 'image' and 'video': keep one of the two.")
+    if not isinstance(video, str):
+        names = _names(where, "video", video)
+        if not 0 < len(names) <= MAX_FRAMES:
+            raise DataError(f"{where} has a 'video' of {len(names)} frames, expected 1 to {MAX_FRAMES}: correct it.")
+        return tuple(_source(root, where, name) for name in spread(names, frames))
+    found = frame_sources(_source(root, where, video).path, frames, where)
+    # A folder's entries may be links of their own.
+    return tuple(s if isinstance(s, FrameSource) else _source(root, where, str(s.path)) for s in found)
+
+
+def _names(where: str, key: str, value: Any) -> list[str]:
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise DataError(f"{where} has an 'image' that is neither a file name nor a list of them: correct it.")
+        raise DataError(f"{where} has {_A[key]} that is neither a file name nor a list of them: correct it.")
     return names
+
+
+_A = {"image": "an 'image'", "video": "a 'video'"}
 
 
 def _source(root: Path, where: str, name: str) -> ImageSource:

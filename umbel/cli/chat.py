@@ -14,6 +14,7 @@ from umbel.cli.subject import (
     AdapterOption,
     AugmentOption,
     BaseOption,
+    FramesOption,
     MostTokensOption,
     QuantizationOption,
     RunsOption,
@@ -29,12 +30,14 @@ app = typer.Typer(add_completion=False)
 def chat(
     question: Annotated[str | None, typer.Argument(help="What to ask; without one, every line of stdin is.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", help="An image; may be repeated.")] = None,
+    video: Annotated[list[Path] | None, typer.Option("--video", help="A video, after the images.")] = None,
     adapter: AdapterOption = None,
     base: BaseOption = None,
     quantization: QuantizationOption = "auto",
     most_tokens: MostTokensOption = 32,
     augment: AugmentOption = 1,
     tuning_steps: TuningStepsOption = 0,
+    frames: FramesOption = 8,
     directory: RunsOption = "runs",
 ) -> None:
     """Ask a model, with or without an adapter, about images. The answer goes to stdout."""
@@ -43,9 +46,11 @@ def chat(
     with err.status("loading the model"):
         from mllm.inference import Answerer
         from mllm.tasks.example import Example, ImageSource
+        from mllm.video import frame_sources
 
         subject = load_subject(adapter, base, chosen, directory)
         sources = tuple(ImageSource(path.expanduser(), origin="--image") for path in image or ())
+        sources += tuple(s for path in video or () for s in frame_sources(path.expanduser(), frames, "--video"))
         for source in sources:
             source.open()
         answerer = Answerer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from umbel.cli.subject import (
     AdapterOption,
     AugmentOption,
     BaseOption,
+    FramesOption,
     MostTokensOption,
     QuantizationOption,
     RunsOption,
@@ -26,7 +27,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def predict(
-    questions: Annotated[Path, typer.Argument(help="JSONL: image (a name, a list of names or null) and question.")],
+    questions: Annotated[
+        Path, typer.Argument(help="JSONL: image (a name, a list of names or null) or video, and question.")
+    ],
     answers: Annotated[Path, typer.Argument(help="JSONL to write; must not exist.")],
     adapter: AdapterOption = None,
     base: BaseOption = None,
@@ -35,6 +38,7 @@ def predict(
     most_tokens: MostTokensOption = 32,
     augment: AugmentOption = 1,
     tuning_steps: TuningStepsOption = 0,
+    frames: FramesOption = 8,
     directory: RunsOption = "runs",
 ) -> None:
     """Answer every line of a file. A run that was stopped goes on where it was; OUTPUT appears when it is whole."""
@@ -44,17 +48,17 @@ def predict(
 
     from mllm.inference.predict import Questions, predict_file
 
-    asked = Questions.read(questions)  # before anything heavy is loaded
+    asked = Questions.read(questions, frames)  # before anything heavy is loaded
     from mllm.inference import Answerer
 
     with err.status("loading the model"):
         subject = load_subject(adapter, base, chosen, directory)
-        options = {"most_tokens": most_tokens, "augment": augment, "tuning_steps": tuning_steps}
+        options: dict[str, Any] = {"most_tokens": most_tokens, "augment": augment, "tuning_steps": tuning_steps}
         answerer = Answerer(subject.model, subject.collator, **options)
     columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err) as bars:
         bar = bars.add_task("answering", total=len(asked))
-        identity = f"{subject.identity} {sorted(options.items())}"
+        identity = f"{subject.identity} {sorted((options | {'frames': frames}).items())}"
         count = predict_file(
             asked, answers, answerer, identity=identity, batch_size=batch_size,
             progress=lambda done: bars.update(bar, completed=done),

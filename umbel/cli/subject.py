@@ -20,6 +20,7 @@ QuantizationOption = Annotated[str, typer.Option(help="Of a base that no run dec
 MostTokensOption = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 AugmentOption = Annotated[int, typer.Option(min=1, help="Average so many views of each image.")]
 TuningStepsOption = Annotated[int, typer.Option(min=0, help="Steps of test-time prompt tuning; needs --augment.")]
+FramesOption = Annotated[int, typer.Option(min=1, max=256, help="Most frames of a video.")]
 RunsOption = Annotated[str, typer.Option(help="Folder of all runs.")]
 
 
