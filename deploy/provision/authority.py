@@ -3,8 +3,8 @@
 ::
 
     pki/                0700
-    ├── ca.key          signs certificates and the revocation list (0600)
-    ├── authority.key   signs the roster and the list of release signers (0600)
+    ├── ca.key          signs certificates and the revocation list (0600, encrypted where init got a passphrase)
+    ├── authority.key   signs the roster and the list of release signers (0600, the same)
     ├── index.json      members, their public keys, every serial number
     ├── public/         ca.pem, crl.pem, authority.pub, roster.json, signers.json and their signatures
     ├── requests/       as they were signed
@@ -21,7 +21,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -31,21 +30,23 @@ from pydantic import ValidationError
 
 from deploy.provision import certificates as build
 from deploy.provision.grant import MAX_GRANT_BYTES, Grant, accept_grant, fingerprint, read_grant
-from deploy.provision.keys import authority_key, private_folder, signing_key
+from deploy.provision.keyring import AUTHORITY_KEY, CA_KEY, PUBLIC, Keyring, make_keys
+from deploy.provision.keys import private_folder
 from deploy.provision.member import USES, Index, Issued, Kind, Member
 from deploy.provision.names import LOOPBACK, check_name
+from deploy.provision.passphrase import Passphrase
 from deploy.provision.request import SigningRequest, make_request, read_request
 from privacy.secagg.agreement import site_id
 from privacy.secagg.identity import Roster
 from privacy.secagg.pinned import PURPOSE, ROSTER, ROSTER_SIGNATURE
 from umbel.errors import DeployError, UmbelError
 from umbel.files import fsync_folder, write_atomic
-from umbel.keyfile import read_bounded, read_private, read_public
-from umbel.signed import read_signing_key, sign
+from umbel.keyfile import read_bounded, read_public
+from umbel.signed import sign
 from umbel.signers import SIGNERS, SIGNERS_PURPOSE, SIGNERS_SIGNATURE, write_signers
 from umbel.tls.identity import CA, REVOKED, parse_certificate
 
-CA_KEY, AUTHORITY_KEY, INDEX, PUBLIC = "ca.key", "authority.key", "index.json", "public"
+INDEX = "index.json"
 DEFAULT_DAYS = 30
 _MAX_INDEX = 64 << 20
 
@@ -53,11 +54,15 @@ _MAX_INDEX = 64 << 20
 class Authority:
     """An opened folder; make one with :meth:`init`, open it with the constructor.
 
+    Args:
+        folder: of the authority.
+        passphrase: of its keys; asked for when a key is needed that is encrypted.
+
     Raises:
-        DeployError: the folder holds no authority, or part of one; a key is open to others.
+        DeployError: the folder holds no authority, or part of one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, passphrase: Passphrase | None = None) -> None:
         self.folder = folder.expanduser().absolute()
         missing = [name for name in (CA_KEY, AUTHORITY_KEY, INDEX) if not (self.folder / name).is_file()]
         if missing:
@@ -68,15 +73,20 @@ class Authority:
         self.ca_pem = read_public(self.folder / PUBLIC / CA)
         self.ca = parse_certificate(self.ca_pem, self.folder / PUBLIC / CA)
         self._lock = FileLock(str(self.folder / ".lock"), timeout=30)
+        self._keys = Keyring(self.folder, self.ca, passphrase or Passphrase())
 
     @classmethod
-    def init(cls, folder: Path, federation: str, days: int = DEFAULT_DAYS) -> tuple[Authority, bool]:
+    def init(
+        cls, folder: Path, federation: str, days: int = DEFAULT_DAYS, passphrase: Passphrase | None = None
+    ) -> tuple[Authority, bool]:
         """The authority in ``folder``, and whether it was made now. One that is there is never replaced.
 
         Args:
             folder: absent, empty, or holding this federation's authority.
             federation: its name.
             days: for how long a certificate is valid, 1 to 825.
+            passphrase: encrypts the authority's two keys; None leaves them to the mode of their files. The keys of an
+                authority that is there already stay as they are: see :meth:`encrypt`.
 
         Raises:
             DeployError: the folder holds something else, or another federation's authority.
@@ -86,7 +96,7 @@ class Authority:
         if not 1 <= days <= 825:
             raise DeployError(f"Certificates cannot be valid for {days} days: choose 1 to 825, better few.")
         if folder.is_dir() and any(folder.iterdir()):
-            found = cls(folder)
+            found = cls(folder, passphrase)
             known = found.index().federation
             if known != federation:
                 raise DeployError(
@@ -98,8 +108,9 @@ class Authority:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            _make(staging, federation, days)
-            cls(staging)._publish(cls(staging).index())
+            _make(staging, federation, days, passphrase or Passphrase())
+            fresh = cls(staging, passphrase)
+            fresh._publish(fresh.index())
             os.replace(staging, folder)  # an authority is there whole or not at all
             fsync_folder(folder.parent)
         except OSError as error:
@@ -109,12 +120,12 @@ class Authority:
         finally:
             if staging is not None:
                 shutil.rmtree(staging, ignore_errors=True)
-        return cls(folder), True
+        return cls(folder, passphrase), True
 
     @property
     def fingerprint(self) -> str:
         """What a site compares over another channel before its first grant."""
-        return fingerprint(self.ca_pem, self._authority)
+        return fingerprint(self.ca_pem, self._keys.public)
 
     def index(self) -> Index:
         """The members, as they stand in the file.
@@ -139,6 +150,7 @@ class Authority:
             DeployError: the name is taken, or a name or host is none.
         """
         self._require_free(self.index(), kind, name, ())
+        self._keys.unlock()  # before the member gets keys
         place = (folder or self.home(kind, name)).expanduser().absolute()
         self.sign(read_request(make_request(place, kind, name, hosts)), folder=place)
         return place
@@ -154,7 +166,7 @@ class Authority:
         with self._change() as index:
             self._require_free(index, request.kind, request.name, _foreign(request))
             keys = {use: build.public_pem(key).decode("ascii") for use, key in request.keys.items()}
-            _require_new_keys(index, request, keys)
+            index.require_new_keys(request.name, {request.identity, request.supernode, *keys.values()} - {""})
             old = index.members.get(request.name)
             if old is not None:
                 index.former.append(old)
@@ -212,13 +224,17 @@ class Authority:
         self._deliver(index, {})
         return member
 
+    def encrypt(self, new: Passphrase) -> None:
+        """Encrypts the authority's keys under another passphrase: see :meth:`Keyring.encrypt`."""
+        with self._held():
+            self._keys.encrypt(new)
+
     def note_node(self, name: str, node: str) -> None:
         """Remembers Flower's id of a member's SuperNode."""
         with self._change() as index:
             self._active(index, name).node = node
 
     def _issue(self, index: Index, member: Member) -> dict[str, str]:
-        key = authority_key(self.folder / CA_KEY)
         made: dict[str, str] = {}
         for use, server in USES[member.kind].items():
             public = serialization.load_pem_public_key(member.keys[use].encode())
@@ -226,7 +242,7 @@ class Authority:
                 raise DeployError(f"{self.folder / INDEX} is damaged: restore it from the backup.")
             certificate = build.issue(
                 self.ca,
-                key,
+                self._keys.ca,
                 public,
                 name=member.name,
                 use=use,
@@ -251,12 +267,12 @@ class Authority:
         ]
         crl = build.make_crl(
             self.ca,
-            authority_key(self.folder / CA_KEY),
+            self._keys.ca,
             revoked,
             number=index.crl,
             lifetime=timedelta(days=2 * index.days),
         )
-        key = read_signing_key(read_private(self.folder / AUTHORITY_KEY), str(self.folder / AUTHORITY_KEY))
+        key = self._keys.signing
         active = [member for member in index.members.values() if member.revoked is None]
         sites = {site_id(member.name): bytes.fromhex(member.identity) for member in active if member.kind == "site"}
         signers = {member.name: bytes.fromhex(member.identity) for member in active if member.kind == "coordinator"}
@@ -309,7 +325,7 @@ class Authority:
             kind=member.kind,
             name=member.name,
             ca=self.ca_pem.decode("ascii"),
-            authority=self._authority.hex(),
+            authority=self._keys.public.hex(),
             certificates=made,
             crl=crl,
             roster=roster,
@@ -317,11 +333,6 @@ class Authority:
             signers=signers,
             signers_sig=signers_sig,
         )
-
-    @cached_property
-    def _authority(self) -> bytes:
-        path = self.folder / AUTHORITY_KEY
-        return read_signing_key(read_private(path), str(path)).public_key().public_bytes_raw()
 
     def _require_free(self, index: Index, kind: Kind, name: str, hosts: Sequence[str]) -> None:
         member = index.members.get(check_name(name))
@@ -350,27 +361,28 @@ class Authority:
     @contextmanager
     def _change(self) -> Iterator[Index]:
         """Reads, changes and publishes under a lock; the index is durable before anything it describes is."""
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise DeployError(f"{self.folder} is in use by another process: try again when it has ended.") from None
-        try:
+        with self._held():
+            self._keys.unlock()
             index = self.index()
             yield index
             index.crl += 1
             write_atomic(self.folder / INDEX, index.model_dump_json(indent=1).encode(), mode=0o600)
             self._publish(index)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise DeployError(f"{self.folder} is in use by another process: try again when it has ended.") from None
+        try:
+            yield
         finally:
             self._lock.release()
 
 
-def _make(folder: Path, federation: str, days: int) -> None:
-    key = ec.generate_private_key(ec.SECP384R1())
-    write_atomic(folder / CA_KEY, build.key_pem(key), mode=0o600)
-    signing_key(folder / AUTHORITY_KEY)
-    public = folder / PUBLIC
-    write_atomic(public / CA, build.pem(build.make_authority(federation, key)))
-    (folder / "authority.pub").replace(public / "authority.pub")
+def _make(folder: Path, federation: str, days: int, passphrase: Passphrase) -> None:
+    make_keys(folder, federation, passphrase)
     for name in ("requests", "grants"):
         private_folder(folder / name)
     index = Index(federation=federation, days=days, crl=1, version=1)
@@ -379,21 +391,6 @@ def _make(folder: Path, federation: str, days: int) -> None:
 
 def _foreign(request: SigningRequest) -> list[str]:
     return sorted({host for listed in request.hosts.values() for host in listed} - set(LOOPBACK))
-
-
-def _require_new_keys(index: Index, request: SigningRequest, keys: dict[str, str]) -> None:
-    """A key belongs to one member, and a revoked one to nobody."""
-    for member in (*index.former, *index.members.values()):
-        shared = (
-            request.identity == member.identity
-            or (request.supernode and request.supernode == member.supernode)
-            or not set(keys.values()).isdisjoint(member.keys.values())
-        )
-        if shared:
-            state = "was revoked with" if member.revoked else "belongs to"
-            raise DeployError(
-                f"A key in the request of {request.name!r} {state} {member.name!r}: make new keys in an empty folder."
-            )
 
 
 def _ends_within(member: Member, margin: timedelta) -> bool:

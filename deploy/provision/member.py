@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from umbel.errors import DeployError
+
 Kind = Literal["site", "coordinator"]
 
 USES: dict[Kind, dict[str, bool]] = {
@@ -73,3 +75,16 @@ class Index(BaseModel):
     members: dict[str, Member] = Field(default_factory=dict)
     former: list[Member] = Field(default_factory=list)
     """Revoked members whose name enrolled again since: their certificates stay revoked, their keys unusable."""
+
+    def require_new_keys(self, name: str, keys: set[str]) -> None:
+        """A key belongs to one member, and a revoked one to nobody.
+
+        Raises:
+            DeployError: one of ``keys``, which ``name`` asks with, is known.
+        """
+        for member in (*self.former, *self.members.values()):
+            if keys & {member.identity, member.supernode, *member.keys.values()}:
+                state = "was revoked with" if member.revoked else "belongs to"
+                raise DeployError(
+                    f"A key in the request of {name!r} {state} {member.name!r}: make new keys in an empty folder."
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,8 @@ from umbel.cli.console import out
 from umbel.errors import ConfigError, DeployError
 
 if TYPE_CHECKING:
-    from deploy.provision import Member
+    from deploy.provision import Authority, Member
+    from deploy.provision.passphrase import Passphrase
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Certificates, node keys, identities and the roster."
@@ -26,6 +28,14 @@ Hosts = Annotated[
 Connection = Annotated[
     str | None, typer.Option("--superlink", help="Flower connection (in Flower's config.toml) of the SuperLink.")
 ]
+Secret = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        envvar="UMBEL_PKI_PASSPHRASE_FILE",
+        help="File (0600) whose first line opens the authority's keys; asked for in a terminal if not given.",
+    ),
+]
 _PKI = Path("pki")
 
 
@@ -34,11 +44,13 @@ def init(
     federation: Annotated[str, typer.Argument(help="Name of the federation.")],
     pki: Pki = _PKI,
     days: Annotated[int, typer.Option(help="Days for which a certificate is valid.")] = 30,
+    passphrase_file: Secret = None,
+    encrypt: Annotated[bool, typer.Option("--encrypt", help="Ask for a passphrase for the authority's keys.")] = False,
 ) -> None:
     """Make the authority of a federation. One that is there already is kept, never replaced."""
     from deploy.provision import Authority
 
-    authority, made = Authority.init(pki, federation, days)
+    authority, made = Authority.init(pki, federation, days, _new_secret(passphrase_file, encrypt))
     _line(f"{'Made' if made else 'Kept'} the authority of {federation} in {authority.folder}.")
     _line(f"fingerprint {authority.fingerprint}")
 
@@ -49,11 +61,11 @@ def coordinator(
     host: Hosts = None,
     pki: Pki = _PKI,
     folder: Annotated[Path | None, typer.Option(help="Where its keys are made.")] = None,
+    passphrase_file: Secret = None,
 ) -> None:
     """Enrol a coordinator: SuperLink, reverse proxy, release server, operator, and its key for signing releases."""
-    from deploy.provision import Authority
 
-    _line(f"Enrolled {name}: {Authority(pki).enrol('coordinator', name, host or [], folder)}")
+    _line(f"Enrolled {name}: {_authority(pki, passphrase_file).enrol('coordinator', name, host or [], folder)}")
 
 
 @app.command()
@@ -63,14 +75,14 @@ def site(
     pki: Pki = _PKI,
     folder: Annotated[Path | None, typer.Option(help="Where its keys are made.")] = None,
     superlink: Connection = None,
+    passphrase_file: Secret = None,
 ) -> None:
     """Enrol a site whose keys are made on this machine. Where keys must not travel use request, sign and accept."""
-    from deploy.provision import Authority
 
-    authority = Authority(pki)
+    authority = _authority(pki, passphrase_file)
     place = authority.enrol("site", name, host or [], folder)
     _line(f"Enrolled {name}: {place}")
-    _register(pki, name, superlink)
+    _register(authority, name, superlink)
 
 
 @app.command()
@@ -101,14 +113,15 @@ def sign(
     ] = None,
     pki: Pki = _PKI,
     superlink: Connection = None,
+    passphrase_file: Secret = None,
 ) -> None:
     """At the authority: take a member in that keeps its own keys. Writes its grant."""
-    from deploy.provision import Authority, read_request
+    from deploy.provision import read_request
     from deploy.provision.request import MAX_REQUEST_BYTES
     from umbel.files import write_atomic
     from umbel.keyfile import read_bounded
 
-    authority = Authority(pki)
+    authority = _authority(pki, passphrase_file)
     data = read_bounded(file, MAX_REQUEST_BYTES)
     asked = read_request(data)
     hosts = sorted({host for listed in asked.hosts.values() for host in listed})
@@ -122,7 +135,7 @@ def sign(
     write_atomic(authority.folder / "requests" / f"{asked.name}.json", data)
     _line(f"Enrolled {asked.name}: send it {authority.folder / 'grants' / f'{asked.name}.json'}")
     _line(f"and tell it the authority's fingerprint {authority.fingerprint}")
-    _register(pki, asked.name, superlink)
+    _register(authority, asked.name, superlink)
 
 
 @app.command()
@@ -148,9 +161,10 @@ def register(
     name: Annotated[str, typer.Argument(help="Name of the site.")],
     superlink: Annotated[str, typer.Option(help="Flower connection of the SuperLink.")],
     pki: Pki = _PKI,
+    passphrase_file: Secret = None,
 ) -> None:
     """Register a site's SuperNode key at the SuperLink, before its SuperNode starts."""
-    _register(pki, name, superlink)
+    _register(_authority(pki, passphrase_file), name, superlink)
 
 
 @app.command()
@@ -158,11 +172,11 @@ def renew(
     names: Annotated[list[str] | None, typer.Argument(help="Members; none means all that are due.")] = None,
     pki: Pki = _PKI,
     within: Annotated[int | None, typer.Option(help="Days; default a third of a certificate's lifetime.")] = None,
+    passphrase_file: Secret = None,
 ) -> None:
     """Issue new certificates over the same keys, and a fresh revocation list. Run it daily."""
-    from deploy.provision import Authority
 
-    authority = Authority(pki)
+    authority = _authority(pki, passphrase_file)
     done = authority.renew(names or [], within=None if within is None else timedelta(days=within))
     _line(f"Renewed {', '.join(done)}." if done else "No certificate is due.")
     remote = [name for name in done if not authority.index().members[name].folder]
@@ -175,12 +189,12 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Name of the member.")],
     pki: Pki = _PKI,
     superlink: Connection = None,
+    passphrase_file: Secret = None,
 ) -> None:
     """Revoke a member at once: its certificates, its SuperNode and its place in the roster. No server restarts."""
-    from deploy.provision import Authority
     from deploy.provision.supernode import unregister, unregister_command
 
-    authority = Authority(pki)
+    authority = _authority(pki, passphrase_file)
     member = authority.revoke(name)
     serials = [f"{issued.serial:x}" for issued in member.certificates if issued.revoked == member.revoked]
     _line(f"Revoked {name}: {len(serials)} certificates, and signed the roster without it.")
@@ -192,6 +206,23 @@ def revoke(
     remote = [m.name for m in authority.index().members.values() if m.revoked is None and not m.folder]
     if remote:
         _line(f"Send the new grants to {', '.join(sorted(remote))}: they are in {authority.folder / 'grants'}.")
+
+
+@app.command()
+def passphrase(
+    pki: Pki = _PKI,
+    passphrase_file: Secret = None,
+    new: Annotated[
+        Path | None, typer.Option("--new-passphrase-file", help="File (0600) with the new one; asked for if not given.")
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Decrypt the keys.")] = False,
+) -> None:
+    """Give the authority's keys a passphrase, another one, or none. No key and no certificate changes."""
+    from deploy.provision.passphrase import Passphrase
+
+    authority = _authority(pki, passphrase_file)
+    authority.encrypt(Passphrase() if none else _new_secret(new, new is None))
+    _line(f"The keys of {authority.folder} are {'not encrypted any more' if none else 'encrypted'}.")
 
 
 @app.command("list")
@@ -227,13 +258,38 @@ def _row(member: Member) -> list[str]:
     ]
 
 
-def _register(pki: Path, name: str, connection: str | None) -> None:
+def _authority(pki: Path, secret: Path | None) -> Authority:
+    """The authority; its passphrase is read from the file or asked for, once a key turns out to be encrypted."""
+    from deploy.provision import Authority
+    from deploy.provision.passphrase import Passphrase, read_passphrase
+
+    if secret is not None:
+        return Authority(pki, Passphrase(lambda: read_passphrase(secret.expanduser())))
+    terminal = sys.stdin.isatty()
+    return Authority(pki, Passphrase(lambda: _asked(again=False)) if terminal else None)
+
+
+def _new_secret(file: Path | None, ask: bool) -> Passphrase:
+    from deploy.provision.passphrase import Passphrase, read_passphrase
+
+    if file is not None:
+        return Passphrase(lambda: read_passphrase(file.expanduser()))
+    if ask and not sys.stdin.isatty():
+        raise DeployError("A new passphrase can be asked for in a terminal only: give it with a file.")
+    return Passphrase(lambda: _asked(again=True)) if ask else Passphrase()
+
+
+def _asked(*, again: bool) -> bytes:
+    return str(
+        typer.prompt("Passphrase of the authority", hide_input=True, confirmation_prompt=again, err=True)
+    ).encode()
+
+
+def _register(authority: Authority, name: str, connection: str | None) -> None:
     if connection is None:
         return
-    from deploy.provision import Authority
     from deploy.provision.supernode import register as register_node
 
-    authority = Authority(pki)
     member = authority.index().members.get(name)
     if member is None or member.revoked is not None:
         raise DeployError(f"{name!r} is not enrolled: 'umbel provision list' shows who is.")
