@@ -45,6 +45,7 @@ def main() -> None:
     options.add_argument("--sites", type=int, default=200, help="how many sites answer")
     options.add_argument("--rounds", type=int, default=10, help="rounds of the run")
     arguments = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it started ends with it
     with tempfile.TemporaryDirectory(prefix="umbel-load-") as folder:
         figures = measure(Path(folder), arguments.sites, arguments.rounds)
     finish(figures, as_json=arguments.json)

@@ -14,7 +14,7 @@ from deploy.provision.passphrase import Passphrase
 from privacy.secagg.pinned import AUTHORITY
 from umbel.errors import DeployError
 from umbel.files import write_atomic
-from umbel.keyfile import read_public
+from umbel.keyfile import read_private, read_public
 from umbel.signed import read_verifying_key, verifying_pem
 from umbel.tls.identity import CA
 
@@ -56,7 +56,12 @@ class Keyring:
         return key
 
     def unlock(self) -> None:
-        """Opens both, so that a wrong passphrase is said before anything has changed. Raises DeployError."""
+        """Opens both, so that a wrong passphrase is said before anything has changed. Raises DeployError.
+
+        The files are looked at each time: one that was opened to others since is refused.
+        """
+        for name in (CA_KEY, AUTHORITY_KEY):
+            read_private(self._folder / name)
         _ = self.ca, self.signing
 
     def encrypt(self, new: Passphrase) -> None:

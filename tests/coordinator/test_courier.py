@@ -43,3 +43,15 @@ def test_a_reason_is_one_short_line():
     long = Reply(1, None, Refusal(80, 400 * "x")).reason
     assert (len(long), long[-1]) == (300, "…")
     assert Reply(1, None).reason == ""
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("report", ["<class '" + "a." * 500_000, "<class '" + "a" * 1_000_000, "x\n" * 500_000])
+def test_a_report_of_megabytes_is_not_searched_whole(report):
+    """Looking for a class name in it used to take time that grows with the square of its length."""
+    assert len(Reply(1, None, Refusal(0, _cause(report))).reason) <= 300
+
+
+def test_the_last_line_of_a_long_traceback_is_the_cause():
+    frames = '  File "x.py", line 1, in f\n' * 10_000
+    assert _cause(f"Traceback (most recent call last):\n{frames}ValueError: wrong\n") == "ValueError: wrong"

@@ -95,12 +95,18 @@ def _bad(kind):
             return RecordDict()
         if kind == "refusal":
             return wire.pack_refusal(wire.Refusal(80, "not today"))
-        return wire.pack_train_reply(wire.TrainReply(spec_hash, vector, {"examples": 1.0, "seen": 1.0, "loss": 0.0}))
+        made = wire.pack_train_reply(wire.TrainReply(spec_hash, vector, {"examples": 1.0, "seen": 1.0, "loss": 0.0}))
+        array = made.array_records["umbel.vector"]["v"]
+        if kind == "dtype":
+            array.dtype = "float999"
+        if kind == "shape":
+            array.shape = (1 << 60,)
+        return made
 
     return change
 
 
-@pytest.mark.parametrize("kind", ["nan", "huge", "short", "hash", "empty", "refusal"])
+@pytest.mark.parametrize("kind", ["nan", "huge", "short", "hash", "empty", "refusal", "dtype", "shape"])
 def test_broken_replies_are_counted_and_never_averaged(kind):
     got = collect(client(_bad(kind)))
     keep = [v for i, v in enumerate(VECTORS) if i != 2]

@@ -93,6 +93,13 @@ def test_broken_bytes_are_refused():
         SharedMask(0)
 
 
+def test_another_number_of_values_than_expected_is_refused_before_it_is_decoded():
+    data = StochasticQuantizer(2, 16).encode(np.zeros(100, np.float32), 0)
+    assert StochasticQuantizer.decode(data, 100).size == StochasticQuantizer.decode(data).size == 100
+    with pytest.raises(WireError, match="has 100 values, expected 99"):
+        StochasticQuantizer.decode(data, 99)
+
+
 @pytest.mark.parametrize("kind", CODECS)
 def test_compressed_rounds_send_less_and_full_density_changes_nothing(bench, kind):
     case = bench.case(1)

@@ -1,3 +1,6 @@
+import io
+import tracemalloc
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -56,8 +59,6 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(records):
 
 def test_an_array_whose_bytes_lie_about_their_shape_is_refused():
     """The header says three float32 values; the bytes hold an object array that would need pickle."""
-    import io
-
     stream = io.BytesIO()
     np.save(stream, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(WireError):
@@ -94,3 +95,35 @@ def test_passes_and_extras_round_trip_and_bind_a_secure_round_to_all_that_was_se
     found = wire.unpack_evaluate_order(wire.pack_evaluate_order(evaluate))
     assert set(found.extras) == {"a", "b"}
     np.testing.assert_array_equal(found.adapter, vector)
+
+
+@pytest.mark.parametrize("shape", [(1 << 28,), (1 << 60,), (0, 1 << 62, 1 << 62), (-1,), (4,), (2, 2)])
+def test_a_header_that_promises_more_or_else_sets_nothing_aside(shape):
+    """numpy's own reader takes a gigabyte for the first of these before it looks for the values."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    for said in (shape, (3,)):
+        data = stream.getvalue() + bytes(12)
+        records = _with(Array(dtype="float32", shape=said, stype="numpy.ndarray", data=data))
+        tracemalloc.start()
+        with pytest.raises(WireError):
+            wire.unpack_train_reply(records)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 16
+        assert wire.payload_bytes(records) <= len(data)
+
+
+def test_arrays_come_back_writable_whatever_their_shape():
+    extras = {"a": np.ones((2, 3), np.float32), "b": np.zeros((0, 4), np.float32), "c": np.float32([7.0])}
+    order = wire.TrainOrder(1, "h", np.zeros(0, np.float32), extras=extras)
+    found = wire.unpack_train_order(wire.pack_train_order(order)).extras
+    for name, array in extras.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].flags.writeable
+
+
+@pytest.mark.parametrize("data", [b"", b"[" * 100_000, b'{"run": 1, "cohort": 2, "attempt": 3}', b"{}", b"\xff"])
+def test_a_secure_order_that_is_none_is_refused(data):
+    with pytest.raises(WireError, match="secure-aggregation order"):
+        wire.read_secure_order(data)
