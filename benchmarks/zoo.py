@@ -48,7 +48,17 @@ from umbel.config import RunConfig
 from umbel.config.model import LoraConfig
 
 CLIENTS, CLIPPING, RANK = 6, 0.1, 2
-MARKS = {"qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>"}
+_QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
+MARKS = {
+    "qwen2_5_vl": _QWEN,
+    "qwen2_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "gemma3": "<start_of_image>",
+    "internvl": "<IMG_CONTEXT>",
+}
+"""How an image is written in a text, where not as <image>."""
+NESTED = ("smolvlm", "idefics2", "idefics3", "paligemma", "gemma3")
+"""Whose processors take a list of images a text."""
 
 
 def data_folder(path: Path) -> Path:
@@ -105,7 +115,7 @@ class Subject:
         for parameter in self.tuned.parameters.values():
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
         size = base.processor.image.size if hasattr(base.processor, "image") else 32
-        nested = hasattr(base.processor, "image") or name == "smolvlm"
+        nested = hasattr(base.processor, "image") or name in NESTED
         make = _batcher(base.processor, MARKS.get(name, "<image>"), size, nested=nested)
         self.batch: TinyBatch = make([1, 2, 1, 0] if name not in NATIVE else [1, 2, 1])
 

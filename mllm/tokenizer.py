@@ -9,12 +9,13 @@ from transformers import PreTrainedTokenizerFast
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 
 
-def word_tokenizer(words: Iterable[str], extra: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+def word_tokenizer(words: Iterable[str], extra: Iterable[str] = (), **named: str) -> PreTrainedTokenizerFast:
     """A lower-casing tokenizer whose tokens are words and single punctuation marks.
 
     Args:
         words: the vocabulary, in any order and with repetitions; sorted, so the same set gives the same ids.
         extra: further special tokens, after ``<pad> <s> </s> <unk> <image>``, which have the ids 0 to 4.
+        named: attributes by which a family's processor asks for some of them (``boi_token``, say).
 
     Returns:
         A fast tokenizer that adds nothing around the text; an unknown word becomes ``<unk>``.
@@ -35,4 +36,5 @@ def word_tokenizer(words: Iterable[str], extra: Iterable[str] = ()) -> PreTraine
         unk_token=UNKNOWN,
         additional_special_tokens=[IMAGE, *extra],
         clean_up_tokenization_spaces=False,
+        model_specific_special_tokens=named,
     )

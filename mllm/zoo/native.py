@@ -32,16 +32,16 @@ NATIVE: dict[str, Native] = {
     family.name: family
     for family in (
         Native("llava", "LLaVA-1.5-7B", "llava-hf/llava-1.5-7b-hf", "Llama 2", 7.06, "576", True),
-        Native("vipllava", "ViP-LLaVA-7B", "llava-hf/vip-llava-7b-hf", "Llama 2", 7.08, "576"),
+        Native("vipllava", "ViP-LLaVA-7B", "llava-hf/vip-llava-7b-hf", "Llama 2", 7.08, "576", True),
         Native("smolvlm", "SmolVLM-256M", "HuggingFaceTB/SmolVLM-256M-Instruct", "Apache-2.0", 0.256, "64", True),
-        Native("idefics2", "Idefics2-8B", "HuggingFaceM4/idefics2-8b", "Apache-2.0", 8.4, "64"),
-        Native("idefics3", "Idefics3-8B", "HuggingFaceM4/Idefics3-8B-Llama3", "Apache-2.0", 8.46, "169"),
-        Native("paligemma", "PaliGemma-3B", "google/paligemma-3b-pt-224", "Gemma terms", 2.92, "256"),
-        Native("gemma3", "Gemma-3-4B", "google/gemma-3-4b-it", "Gemma terms", 4.3, "256"),
-        Native("internvl", "InternVL3-1B", "OpenGVLab/InternVL3-1B-hf", "MIT", 0.94, "256"),
-        Native("qwen2_vl", "Qwen2-VL-2B", "Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0", 2.21, "varies"),
+        Native("idefics2", "Idefics2-8B", "HuggingFaceM4/idefics2-8b", "Apache-2.0", 8.4, "64", True),
+        Native("idefics3", "Idefics3-8B", "HuggingFaceM4/Idefics3-8B-Llama3", "Apache-2.0", 8.46, "169", True),
+        Native("paligemma", "PaliGemma-3B", "google/paligemma-3b-pt-224", "Gemma terms", 2.92, "256", True),
+        Native("gemma3", "Gemma-3-4B", "google/gemma-3-4b-it", "Gemma terms", 4.3, "256", True),
+        Native("internvl", "InternVL3-1B", "OpenGVLab/InternVL3-1B-hf", "MIT", 0.94, "256", True),
+        Native("qwen2_vl", "Qwen2-VL-2B", "Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0", 2.21, "varies", True),
         Native("qwen2_5_vl", "Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen research", 3.75, "varies", True),
-        Native("qwen3_vl", "Qwen3-VL-2B", "Qwen/Qwen3-VL-2B-Instruct", "Apache-2.0", 2.13, "varies"),
+        Native("qwen3_vl", "Qwen3-VL-2B", "Qwen/Qwen3-VL-2B-Instruct", "Apache-2.0", 2.13, "varies", True),
     )
 }
 """Published sizes and licences are what the pages of these models state; they were not measured here."""

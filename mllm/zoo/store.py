@@ -94,8 +94,14 @@ def _tiny(system: System) -> Path:
 
 def _native(label: str) -> Path:
     from mllm import testing
+    from mllm.testing_natives import NATIVES
 
-    makers = {"llava": testing.tiny_llava, "smolvlm": testing.tiny_smolvlm, "qwen2_5_vl": testing.tiny_qwen25vl}
+    makers = {
+        "llava": testing.tiny_llava,
+        "smolvlm": testing.tiny_smolvlm,
+        "qwen2_5_vl": testing.tiny_qwen25vl,
+        **NATIVES,
+    }
     if label not in makers:
         raise ModelError(
             f"{label} has no tiny form with a processor: choose one of {', '.join(makers)}, or its hub id."
