@@ -24,6 +24,7 @@ _HEAD = "umbel"
 _VECTOR = "umbel.vector"
 _METRICS = "umbel.metrics"
 _EXTRAS = "umbel.extras"
+_LAST_ATTEMPT = (1 << 63) - 1
 _ITEM = {"float32": 4, "uint8": 1}
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '(<f4|\|u1)', 'fortran_order': False, 'shape': (\([0-9, ]*\)), \} *\n", re.S
@@ -346,8 +347,10 @@ def read_secure_order(data: bytes) -> tuple[str, int, int]:
     try:
         body = json.loads(data)
         run, cohort, attempt = body["run"], body["cohort"], body["attempt"]
+        str(run).encode()  # half of a surrogate pair is text in JSON, and no text that could be hashed
     except (ValueError, KeyError, TypeError, RecursionError):
         run = cohort = attempt = None
-    if type(run) is not str or type(cohort) is not int or type(attempt) is not int:
+    right = type(run) is str and type(cohort) is int and type(attempt) is int
+    if not right or not 0 <= attempt <= _LAST_ATTEMPT or not 0 <= cohort <= _LAST_ATTEMPT:
         raise WireError("A secure-aggregation order cannot be read: both ends must run the same umbel.")
     return run, cohort, attempt

@@ -22,13 +22,16 @@ LIES = st.sampled_from(
     [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 1 << 31, (1 << 32) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1]
 )
 
+ODD = (b"9" * 30, b"1e999", b"NaN", b"-1", b"\\ud800", b"\x00", b"null", b'"', b"\n", b"../", b"true", b"0.5")
+"""What text formats allow where our documents have something else."""
+
 
 @st.composite
 def damaged(draw, seeds):
     """An accepted message with up to three kinds of damage."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for kind in draw(
-        st.lists(st.sampled_from(["cut", "flip", "lie", "splice", "grow", "nest"]), min_size=1, max_size=3)
+        st.lists(st.sampled_from(["cut", "flip", "lie", "splice", "grow", "nest", "odd"]), min_size=1, max_size=3)
     ):
         place = draw(st.integers(0, len(data)))
         if kind == "cut":
@@ -47,6 +50,8 @@ def damaged(draw, seeds):
             data[place:place] = piece * draw(st.integers(1, 64))
         elif kind == "nest":
             data[place:place] = draw(st.sampled_from([b"[", b'{"a":', b"(", b"\xff"])) * draw(st.integers(1, 2000))
+        elif kind == "odd":
+            data[place:place] = draw(st.sampled_from(ODD))
     return bytes(data[:LONGEST])
 
 

@@ -123,7 +123,19 @@ def test_arrays_come_back_writable_whatever_their_shape():
         assert found[name].flags.writeable
 
 
-@pytest.mark.parametrize("data", [b"", b"[" * 100_000, b'{"run": 1, "cohort": 2, "attempt": 3}', b"{}", b"\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[" * 100_000,
+        b'{"run": 1, "cohort": 2, "attempt": 3}',
+        b'{"run": "r", "cohort": 3, "attempt": 99999999999999999999}',
+        b'{"run": "r", "cohort": 3, "attempt": -1}',
+        b'{"run": "\\ud800", "cohort": 3, "attempt": 1}',
+        b"{}",
+        b"\xff",
+    ],
+)
 def test_a_secure_order_that_is_none_is_refused(data):
     with pytest.raises(WireError, match="secure-aggregation order"):
         wire.read_secure_order(data)
