@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers.initialization import no_init_weights
 
+from mllm.language import language_for
 from mllm.parts import linear_sites
-from mllm.zoo.memory import BITS, Step, training_memory
+from mllm.zoo.memory import BITS, Step, extended_memory, training_memory
 from mllm.zoo.native import NATIVE
 from mllm.zoo.system import System
 from mllm.zoo.systems import SYSTEMS
@@ -68,20 +69,38 @@ def count(system: System, *, memory: bool = True) -> Sizes:
         image_size=config.image_size,
         quantized_bytes=round(stored),
         adapter_bytes=4 * trained,
-        training_bytes=training_memory(config, STEP, rank=RANK).total if memory else None,
-        checkpointed_bytes=training_memory(system.config("full"), STEP, rank=RANK, checkpointing=True).total
-        if memory
-        else None,
+        training_bytes=_traced(system, checkpointing=False) if memory else None,
+        checkpointed_bytes=_traced(system, checkpointing=True) if memory else None,
     )
 
 
+def _traced(system: System, *, checkpointing: bool) -> int:
+    config: Any = system.config("full")
+    if not language_for(config.text_config).stateful:
+        return training_memory(config, STEP, rank=RANK, checkpointing=checkpointing).total
+
+    def shallow(layers: int) -> Any:
+        made: Any = system.config("full")
+        made.text_config.num_hidden_layers = layers
+        return made
+
+    depth = config.text_config.num_hidden_layers
+    return extended_memory(shallow, depth, STEP, rank=RANK, checkpointing=checkpointing).total
+
+
 def record_sizes(names: list[str] | None = None, *, memory: bool = True) -> None:
-    """Counts systems and keeps the figures; all of them by default."""
+    """Counts systems and keeps the figures, each as soon as it is counted, so that a broken call goes on.
+
+    Args:
+        names: of systems; by default those whose figures are not there.
+        memory: trace a training step as well, which takes minutes.
+    """
     from dataclasses import asdict
 
-    kept = _read(SIZES)
-    for name in names or list(SYSTEMS):
+    wanted = "training_bytes" if memory else "parameters"
+    for name in names or [name for name in SYSTEMS if wanted not in _read(SIZES).get(name, {})]:
         made = {key: value for key, value in asdict(count(SYSTEMS[name], memory=memory)).items() if value is not None}
+        kept = _read(SIZES)
         kept[name] = kept.get(name, {}) | made
         SIZES.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
 

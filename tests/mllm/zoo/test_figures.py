@@ -5,7 +5,8 @@ import torch
 
 from benchmarks.zoo_memory import STEP, compare, config_of
 from mllm.zoo import NATIVE, SYSTEMS, figures
-from mllm.zoo.memory import Memory, Step, training_memory
+from mllm.zoo.figures import Sizes
+from mllm.zoo.memory import Memory, Step, extended_memory, training_memory
 from mllm.zoo.texts import text
 from mllm.zoo.towers import tower
 from umbel.cli.main import main
@@ -34,6 +35,38 @@ def test_memory_follows_what_it_should():
     assert Memory(1, 2, 3, 4).total == 10
     with pytest.raises(ModelError, match="choose one of none, nf4"):
         training_memory(config, STEP, quantization="fp3")
+
+
+@pytest.mark.parametrize("language", ["llama", "mamba"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_line_through_two_depths_is_the_whole_trace(language, checkpointing):
+    def config(layers):
+        made = config_of("siglip", "mlp", language)
+        made.text_config.num_hidden_layers = layers
+        return made
+
+    step = Step(2, 1, 16)
+    whole = training_memory(config(7), step, checkpointing=checkpointing)
+    line = extended_memory(config, 7, step, checkpointing=checkpointing)
+    assert (line.base, line.adapter, line.workspace) == (whole.base, whole.adapter, whole.workspace)
+    assert line.total == pytest.approx(whole.total, rel=0.005)
+
+
+def test_figures_that_are_there_are_not_counted_again(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(figures, "SIZES", tmp_path / "sizes.json")
+    monkeypatch.setattr(
+        figures, "count", lambda system, *, memory: asked.append(system.name) or Sizes(1, 2, 3, 4, 5, 6)
+    )
+    have = {name: {"parameters": 1, "training_bytes": 2} for name in SYSTEMS if name not in ("cobra", "mipha")}
+    (tmp_path / "sizes.json").write_text(json.dumps(have | {"mipha": {"parameters": 9, "tokens": 8}}))
+    figures.record_sizes()
+    assert sorted(asked) == ["cobra", "mipha"]
+    made = json.loads((tmp_path / "sizes.json").read_text())
+    assert made["mipha"]["training_bytes"] == 6
+    assert made["cobra"]["parameters"] == 1
+    figures.record_sizes()
+    assert len(asked) == 2
 
 
 @pytest.mark.slow
