@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +92,22 @@ def _tiny(system: System) -> Path:
     return _made(_place(f"{system.name}-tiny", {"config": config.to_json_string(), "words": len(tokenizer)}), write)
 
 
-def _native(label: str) -> Path:
+def native_makers() -> Mapping[str, Callable[..., Any]]:
+    """What makes the tiny form of each family of :data:`NATIVE`, given ``seed``."""
     from mllm import testing
     from mllm.testing_natives import NATIVES
 
-    makers = {
+    return {
         "llava": testing.tiny_llava,
         "smolvlm": testing.tiny_smolvlm,
         "qwen2_5_vl": testing.tiny_qwen25vl,
         **NATIVES,
     }
-    if label not in makers:
-        raise ModelError(
-            f"{label} has no tiny form with a processor: choose one of {', '.join(makers)}, or its hub id."
-        )
-    return _made(_place(f"{label}-tiny", {"maker": label}), lambda folder: makers[label](seed=_SEED).save(folder))
+
+
+def _native(label: str) -> Path:
+    make = native_makers()[label]
+    return _made(_place(f"{label}-tiny", {"maker": label}), lambda folder: make(seed=_SEED).save(folder))
 
 
 def _made(target: Path, write: Callable[[Path], object]) -> Path:

@@ -89,6 +89,10 @@ def test_a_word_for_the_image_is_added_where_it_is_missing(tmp_path):
     assert torch.isfinite(model(**processor(["<image>"], [[random_image(1)]])).logits).all()
 
 
+def test_every_native_family_has_a_tiny_form():
+    assert set(store.native_makers()) == set(NATIVE)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ModelError, match="Size 'small' of bunny-v1 is unknown"):
         resolve("bunny-v1:small")
@@ -96,8 +100,6 @@ def test_refusals(tmp_path):
         resolve("qwen2_vl=/x")
     with pytest.raises(ModelError, match="no published weights to fetch"):
         resolve("mm1-3b-moe")
-    with pytest.raises(ModelError, match="no tiny form with a processor: choose one of llava"):
-        resolve("idefics2:tiny")
     with pytest.raises(ModelError, match="neither demo nor in the zoo"):
         resolve("bunny-v7")
     folder = tmp_path / "weights"
