@@ -114,7 +114,7 @@ def noop(bench: Bench, devices: list[int], sizes: list[float], systems: set[str]
                 if found:
                     line[f"{system}_s"] = round(found["seconds"], 3)
                     means[system] = found["mean"]
-            _agree(means, 1e-6)
+            _agree(means, 1e-5)  # pfl sums hundreds of float32 vectors one after the other
             lines.append(line)
     return lines
 
