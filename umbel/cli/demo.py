@@ -39,8 +39,7 @@ def demo(
 
 
 def _prepare() -> None:
-    """Builds the demo base in this process, where its progress is seen."""
-    from mllm.bases import build, locate
+    """Puts the demo base under ``UMBEL_HOME``: Flower's processes have the bundle alone, without the shipped copy."""
+    from mllm.bases import build
 
-    if locate("demo") is None:
-        build("demo")
+    build("demo")
