@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                 if not name.endswith("/"):
                     _check_size(path, archive.getinfo(name).file_size)
                     yield name, archive.read(name)
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise SiteError(f"{path} is no bundle ({error}): give a .fab file or the folder it was unpacked to.") from None
 
 

@@ -1,10 +1,12 @@
 """The agent's own answers: what files of a task or a model may not do, and what a call may not say."""
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
 import struct
+import zipfile
 import zlib
 
 import pytest
@@ -234,6 +236,20 @@ class TestBundle:
         (tmp_path / "text").write_text("no zip")
         with pytest.raises(SiteError, match="is no bundle"):
             read_bundle(tmp_path / "text")
+
+    def test_a_bundle_that_was_cut_or_altered_is_refused_in_a_sentence(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "whole.fab", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("README.md", "# run " * 500)
+        whole = (tmp_path / "whole.fab").read_bytes()
+        altered = tmp_path / "altered.fab"
+        for place in range(30, len(whole)):
+            for content in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]):
+                altered.write_bytes(content)
+                with contextlib.suppress(SiteError):  # an altered comment or time is no damage
+                    read_bundle(altered)
+        altered.write_bytes(whole[:30] + b"README.md" + b"\xff" * 20 + whole[59:])
+        with pytest.raises(SiteError, match="is no bundle"):
+            read_bundle(altered)
 
 
 def test_the_courier_finds_the_bundle_that_it_runs_from(tmp_path, monkeypatch):
