@@ -36,7 +36,7 @@ from mllm.loss import per_example_loss
 from mllm.modeling import ComposedForConditionalGeneration
 from mllm.parts import PARTS, linear_sites
 from mllm.rows import one_example, row_map, select_examples
-from mllm.testing import TinyBatch, _batcher
+from mllm.testing import QWEN_MARK, TinyBatch, _batcher
 from mllm.testing_layouts import synthetic_checkpoint
 from mllm.zoo import NATIVE, SYSTEMS
 from mllm.zoo.figures import VERIFIED
@@ -48,11 +48,10 @@ from umbel.config import RunConfig
 from umbel.config.model import LoraConfig
 
 CLIENTS, CLIPPING, RANK = 6, 0.1, 2
-_QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
 MARKS = {
-    "qwen2_5_vl": _QWEN,
-    "qwen2_vl": _QWEN,
-    "qwen3_vl": _QWEN,
+    "qwen2_5_vl": QWEN_MARK,
+    "qwen2_vl": QWEN_MARK,
+    "qwen3_vl": QWEN_MARK,
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",
 }

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm.language.upcycled import ExpertMlp
+from mllm.unwrapped import unwrapped
 
 _ROUTERS = ("MixtralTopKRouter", "Qwen2MoeTopKRouter")
 """Of transformers: give logits [n * T, experts] first, and know their ``top_k``."""
@@ -62,7 +63,7 @@ def recorded_routing(model: nn.Module) -> Iterator[list[Routing]]:
 
     Probabilities carry their gradient. A model without experts gives an empty list.
     """
-    drop = getattr(_inner(model), "umbel_drop", None)
+    drop = getattr(unwrapped(model), "umbel_drop", None)
     found: list[Routing] = []
     handles: list[Any] = []
     experts: list[ExpertMlp] = []
@@ -121,7 +122,3 @@ def balance_loss(probabilities: Tensor, mask: Tensor, top_k: int) -> Tensor:
     tokens = weight.sum(1).clamp(min=1)
     share, mean = (chosen * weight).sum(1) / tokens, (probabilities * weight).sum(1) / tokens
     return experts * (share * mean).sum(-1)
-
-
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

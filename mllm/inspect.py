@@ -7,6 +7,7 @@ from typing import Any
 
 from mllm.backends import is_quantized, weight_bytes
 from mllm.parts import PARTS, find_parts, part_of
+from mllm.unwrapped import unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def part_sizes(model: Any) -> list[PartSize]:
     Raises:
         ModelError: the model has no parts under a known name.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     parts = find_parts(inner)
     sums = {name: [0, 0, 0] for name in (*PARTS, "other")}
     seen: set[int] = set()

@@ -27,6 +27,9 @@ from mllm.projectors import PROJECTORS
 from mllm.tokenizer import word_tokenizer
 from umbel.errors import ModelError
 
+QWEN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+QWEN_MARK = "<|vision_start|><|image_pad|><|vision_end|>"
+"""How Qwen's families write an image in a text."""
 WORDS = tuple(
     "what colour is the shape ? there a in image yes no red blue green gray circle square user assistant :".split()  # noqa: SIM905
 )
@@ -168,9 +171,8 @@ def tiny_smolvlm(*, seed: int = 0, tiles: bool = False) -> Tiny:
 
 def tiny_qwen25vl(*, seed: int = 0) -> Tiny:
     """Qwen2.5-VL: 32 x 32 images, patches of 4, windows of 16 pixels, 2 x 2 patches merged: 16 tokens an image."""
-    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer = word_tokenizer(WORDS, marks)
-    start, end, image, video = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in marks)
+    tokenizer = word_tokenizer(WORDS, QWEN_MARKS)
+    start, end, image, video = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in QWEN_MARKS)
     config = transformers.Qwen2_5_VLConfig(
         vision_config={
             "depth": 2,
@@ -199,7 +201,7 @@ def tiny_qwen25vl(*, seed: int = 0) -> Tiny:
     kind = without_video(transformers.Qwen2_5_VLProcessor)
     processor = kind(image_processor=images, tokenizer=tokenizer, video_processor=None)
     model = _seeded(lambda: transformers.Qwen2_5_VLForConditionalGeneration(config), seed)
-    return Tiny(model, processor, _batcher(processor, "<|vision_start|><|image_pad|><|vision_end|>", 32, nested=False))
+    return Tiny(model, processor, _batcher(processor, QWEN_MARK, 32, nested=False))
 
 
 def _seeded(make: Callable[[], Any], seed: int) -> Any:

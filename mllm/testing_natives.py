@@ -12,7 +12,7 @@ import transformers
 
 from mllm.hub_processor import without_video
 from mllm.language.base import sizes
-from mllm.testing import WORDS, Tiny, _batcher, _seeded
+from mllm.testing import QWEN_MARK, QWEN_MARKS, WORDS, Tiny, _batcher, _seeded
 from mllm.tokenizer import IMAGE, word_tokenizer
 
 _VISION: Mapping[str, Any] = {
@@ -24,8 +24,6 @@ _VISION: Mapping[str, Any] = {
     "patch_size": 8,
 }
 _SQUARE = {"height": 32, "width": 32}
-_QWEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-QWEN_MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def _text(tokenizer: Any, kind: str, **more: Any) -> dict[str, Any]:
@@ -165,8 +163,8 @@ def tiny_idefics3(*, seed: int = 0) -> Tiny:
 def _qwen(kind: str, vision: dict[str, Any], text: dict[str, Any], seed: int) -> Tiny:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    tokenizer = word_tokenizer(WORDS, _QWEN)
-    start, end, image, video = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in _QWEN)
+    tokenizer = word_tokenizer(WORDS, QWEN_MARKS)
+    start, end, image, video = (int(tokenizer.convert_tokens_to_ids(mark)) for mark in QWEN_MARKS)
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = getattr(transformers, f"{kind}Config")(
         vision_config=vision,

@@ -14,6 +14,7 @@ import grpc
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from coordinator.release import release_pb2 as pb
+from umbel.rpc import rewrapped
 
 METHODS = ("List", "Describe", "Fetch")
 _OTHER = "other"
@@ -62,13 +63,9 @@ class ReleaseMetrics(grpc.ServerInterceptor):
             return handler  # type: ignore[no-any-return]
         name = handler_call_details.method.rpartition("/")[2]
         method = name if name in METHODS else _OTHER
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(handler.unary_stream, method), **codec)
-        return grpc.unary_unary_rpc_method_handler(self._single(handler.unary_unary, method), **codec)
+        return rewrapped(
+            handler, lambda inner: self._single(inner, method), lambda inner: self._streaming(inner, method)
+        )
 
     def _single(self, inner: Callable[..., Any], method: str) -> Callable[[Any, grpc.ServicerContext], Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:

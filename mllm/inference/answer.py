@@ -15,6 +15,7 @@ from mllm.inference.views import views
 from mllm.soft import attach_soft_tokens
 from mllm.tasks.collate import Collator
 from mllm.tasks.example import Example
+from mllm.unwrapped import unwrapped
 from umbel.errors import ModelError
 
 _PROMPT_TOKENS = 4
@@ -102,8 +103,7 @@ class Answerer:
 
     def _tuned(self, example: Example) -> Answer:
         seen = views(example, self._views, self._seed)
-        inner = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
-        soft, handles = attach_soft_tokens(inner, "prompt", _PROMPT_TOKENS)
+        soft, handles = attach_soft_tokens(unwrapped(self._model), "prompt", _PROMPT_TOKENS)
         try:
             device = next(self._model.parameters()).device
             generator = torch.Generator().manual_seed(self._seed)

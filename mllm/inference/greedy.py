@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from mllm.unwrapped import unwrapped
 from umbel.errors import ModelError
 
 
@@ -94,7 +95,7 @@ def may_cache(model: Any, length: int) -> bool:
     Image tokens that are dropped inside the language model leave some layers with fewer keys than others; where such a
     layer looks back over a window only, and the window is shorter than the text, it would then see further back.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrapped(model)
     drop = getattr(inner, "umbel_drop", None)
     window = getattr(inner.config.get_text_config(), "sliding_window", None)
     return drop is None or not isinstance(window, int) or length < window

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from mllm.inference.answer import Answerer
 from mllm.tasks.example import Example
-from mllm.tasks.folder import FRAMES, parse
+from mllm.tasks.folder import parse
+from umbel.config.task import FRAMES
 from umbel.errors import DataError, RunError
 from umbel.files import fsync_folder
 

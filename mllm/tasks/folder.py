@@ -22,14 +22,13 @@ from mllm.tasks.checked import CheckedImages
 from mllm.tasks.example import Example, ImageSource
 from mllm.video import MAX_FRAMES, FrameSource, frame_sources, spread
 from umbel.config import TaskConfig
+from umbel.config.task import FRAMES
 from umbel.errors import DataError
 
 MAX_LINE = 1_000_000
 """Longest line in bytes."""
 
 _FIELDS = frozenset({"image", "video", "question", "answer"})
-FRAMES = 8
-"""Of a video, where nobody says."""
 
 
 def load(config: TaskConfig) -> Task:

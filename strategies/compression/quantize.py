@@ -91,18 +91,17 @@ class StochasticQuantizer:
             raise WireError("A quantized vector has an unknown format: both ends must run the same version of umbel.")
         if size is not None and found != size:
             raise WireError(f"A quantized vector has {found} values, expected {size}: both ends must train the same.")
-        size = found
-        blocks = -(-size // block)
-        if len(data) != _HEADER.size + 4 * blocks + (size * bits + 7) // 8:
+        blocks = -(-found // block)
+        if len(data) != _HEADER.size + 4 * blocks + (found * bits + 7) // 8:
             raise WireError("A quantized vector has another length than its header says: it was altered on the way.")
         scales = np.frombuffer(data, dtype="<f4", count=blocks, offset=_HEADER.size)
         if not bool((np.isfinite(scales) & (scales >= 0)).all()):
             raise WireError("A quantized vector holds a scale that is not a finite number of at least 0: reject it.")
         most = 2 ** (bits - 1) - 1
-        levels = _unpack(data[_HEADER.size + 4 * blocks :], bits, size).astype(np.int32) - most
+        levels = _unpack(data[_HEADER.size + 4 * blocks :], bits, found).astype(np.int32) - most
         if bool((levels > most).any()):
             raise WireError("A quantized vector holds a level above its largest: it was altered on the way.")
-        values = levels.astype(np.float64) * np.repeat(scales.astype(np.float64) / most, block)[:size]
+        values = levels.astype(np.float64) * np.repeat(scales.astype(np.float64) / most, block)[:found]
         return np.asarray(values, dtype=np.float32)
 
 

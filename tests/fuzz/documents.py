@@ -40,6 +40,7 @@ from privacy.secagg import SimulationAuthority
 from privacy.secagg.identity import Identity, Roster
 from privacy.terms import Mechanism, Relation, Sampler, Unit
 from tests.fuzz.target import SCRATCH, Target, as_file
+from tests.release_manifest import MANIFEST
 from umbel.cli.options import parse_overrides
 from umbel.config import RunConfig
 from umbel.keyfile import read_public
@@ -52,23 +53,7 @@ from umbel.tls.revocation import MAX_CRL_BYTES, RevocationList
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key().public_bytes_raw()
 PIXELS = 10_000
-_MANIFEST = canonical(
-    {
-        "format": 1,
-        "name": "easy",
-        "version": 1,
-        "run": "one",
-        "created": 1,
-        "umbel": "0.1.0",
-        "strategy": "fedit",
-        "config": "a" * 64,
-        "base": {"name": "demo", "hash": "b", "quantization": "nf4"},
-        "adapter": "c",
-        "values": 3,
-        "privacy": {"epsilon": 8.0, "delta": 1e-5, "statement": "s", "aggregation": "a"},
-        "files": [{"name": "adapter_config.json", "size": 3, "sha256": "d" * 64}],
-    }
-)
+_MANIFEST = canonical(MANIFEST)
 
 _POLICY: dict[str, Any] = {
     "name": "a",

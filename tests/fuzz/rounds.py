@@ -10,43 +10,21 @@ import numpy as np
 from privacy.secagg import RoundContext, SecAggClient, SecAggCoordinator, SecAggParameters, SimulationAuthority
 from privacy.secagg.agreement import agree
 from privacy.secagg.messages import (
-    CIPHERTEXT_BYTES,
-    Advertisement,
-    Confirmation,
-    Delivery,
-    KeyList,
     Masked,
-    Secret,
-    Shares,
-    Signatures,
-    Survivors,
-    Unmasking,
 )
 from tests.fuzz.target import Target
+from tests.secure_messages import CONTEXT, MESSAGES
 from umbel.config import RunConfig
 from umbel.config.secagg import SecAggConfig
 from umbel.wire import read_secure_order, secure_order
 
-CONTEXT, HASH, SEAL = bytes(range(32)), b"h" * 32, b"k" * 32
+SEAL = b"k" * 32
 IDS = (10, 11, 12)
-_ADVERT = Advertisement(7, b"e" * 32, b"m" * 32, b"s" * 64)
-_PAIRS = ((1, b"c" * CIPHERTEXT_BYTES), (2, b"d" * CIPHERTEXT_BYTES))
-_MESSAGES = (
-    _ADVERT,
-    KeyList((_ADVERT, Advertisement(8, b"E" * 32, b"M" * 32, b"S" * 64))),
-    Shares(7, HASH, b"k" * 32, b"s" * 64, _PAIRS),
-    Delivery(7, HASH, _PAIRS),
-    Masked(7, HASH, memoryview(b"payload!")),
-    Survivors(HASH, (1, 2, 2**64 - 1)),
-    Confirmation(7, b"s" * 64),
-    Signatures((Confirmation(1, b"s" * 64), Confirmation(2, b"t" * 64))),
-    Unmasking(7, ((1, Secret.SELF_MASK, b"a" * 34), (2, Secret.MASKING_KEY, b"b" * 34))),
-)
 
 
 def targets() -> Iterator[Target]:
     """Messages alone, then in a round."""
-    for message in _MESSAGES:
+    for message in MESSAGES:
         kind: Any = type(message)
         more = (8,) if kind is Masked else ()
         yield Target(

@@ -22,6 +22,7 @@ from umbel.cli.subject import (
     backend,
     load_subject,
 )
+from umbel.config.task import FRAMES
 
 app = typer.Typer(add_completion=False)
 
@@ -37,7 +38,7 @@ def chat(
     most_tokens: MostTokensOption = 32,
     augment: AugmentOption = 1,
     tuning_steps: TuningStepsOption = 0,
-    frames: FramesOption = 8,
+    frames: FramesOption = FRAMES,
     directory: RunsOption = "runs",
 ) -> None:
     """Ask a model, with or without an adapter, about images. The answer goes to stdout."""

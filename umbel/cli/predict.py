@@ -21,6 +21,7 @@ from umbel.cli.subject import (
     backend,
     load_subject,
 )
+from umbel.config.task import FRAMES
 
 app = typer.Typer(add_completion=False)
 
@@ -38,7 +39,7 @@ def predict(
     most_tokens: MostTokensOption = 32,
     augment: AugmentOption = 1,
     tuning_steps: TuningStepsOption = 0,
-    frames: FramesOption = 8,
+    frames: FramesOption = FRAMES,
     directory: RunsOption = "runs",
 ) -> None:
     """Answer every line of a file. A run that was stopped goes on where it was; OUTPUT appears when it is whole."""

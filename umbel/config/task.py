@@ -8,6 +8,9 @@ from pydantic import Field
 
 from umbel.config.section import Section
 
+FRAMES = 8
+"""Of a video, where nobody says."""
+
 
 class TaskConfig(Section):
     """The task and its partition."""
@@ -26,5 +29,5 @@ class TaskConfig(Section):
     """Fewest examples a client may get."""
     bad_lines: Literal["refuse", "skip"] = Field(default="refuse", alias="bad-lines")
     """What happens to a line that cannot be read or whose image is missing or corrupt."""
-    frames: int = Field(default=8, ge=1, le=256)
+    frames: int = Field(default=FRAMES, ge=1, le=256)
     """Most frames of a video that an example sees, at even distances; of ``folder``."""

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from umbel.errors import DeployError
+from umbel.rpc import rewrapped
 from umbel.tls.identity import CA, CERTIFICATE, KEY, TlsIdentity, load_identity
 from umbel.tls.peer import Peer, peer_of
 from umbel.tls.revocation import RevocationError
@@ -121,23 +122,8 @@ class PeerCheck(grpc.ServerInterceptor):
         handler: Any = continuation(handler_call_details)
         if handler is None:
             return None
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(self._streaming(inner, handler.request_streaming), **codec)
-        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        return make(self._single(inner, handler.request_streaming), **codec)
+        many = handler.request_streaming
+        return rewrapped(handler, lambda inner: self._single(inner, many), lambda inner: self._streaming(inner, many))
 
     def _single(self, inner: Callable[..., Any], many: bool) -> Callable[[Any, grpc.ServicerContext], Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:

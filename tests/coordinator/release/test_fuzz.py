@@ -25,28 +25,13 @@ from coordinator.release.manifest import (
 from coordinator.release.registry import Registry
 from coordinator.release.rules import check_content, check_file_name
 from coordinator.release.server import Servicer
+from tests.release_manifest import MANIFEST
 from umbel.errors import DeployError
 from umbel.signed import canonical, sign
 
 KEY = Ed25519PrivateKey.generate()
 SIGNERS = {KEY.public_key().public_bytes_raw()}
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-SOUND = {
-    "format": 1,
-    "name": "easy",
-    "version": 1,
-    "run": "one",
-    "created": 1,
-    "umbel": "0.1.0",
-    "strategy": "fedit",
-    "config": "a" * 64,
-    "base": {"name": "demo", "hash": "b", "quantization": "nf4"},
-    "adapter": "c",
-    "values": 3,
-    "privacy": {"epsilon": 8.0, "delta": 1e-5, "statement": "s", "aggregation": "a"},
-    "files": [{"name": "adapter_config.json", "size": 3, "sha256": "d" * 64}],
-}
 
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=20)
 values = st.recursive(
@@ -94,11 +79,11 @@ def test_any_bytes_as_a_manifest_or_head(data):
 
 
 @MANY
-@given(st.sampled_from(sorted(paths(SOUND), key=str)), values)
+@given(st.sampled_from(sorted(paths(MANIFEST), key=str)), values)
 def test_a_signed_manifest_with_any_wrong_part(at, new):
     """Even a signer's manifest is read with care; one that is accepted comes back as the same bytes."""
     try:
-        data = canonical(replaced(SOUND, at, new))
+        data = canonical(replaced(MANIFEST, at, new))
     except DeployError:
         return
     try:
@@ -111,14 +96,16 @@ def test_a_signed_manifest_with_any_wrong_part(at, new):
 
 
 def test_the_sound_one_is_accepted_and_a_large_or_deep_one_refused():
-    assert parse_manifest(canonical(SOUND)).name == "easy"
+    assert parse_manifest(canonical(MANIFEST)).name == "easy"
     with pytest.raises(DeployError, match="larger than"):
         parse_manifest(b" " * (MAX_MANIFEST_BYTES + 1))
     with pytest.raises(DeployError, match="cannot be read"):
         parse_manifest(b"[" * 100_000)
     with pytest.raises(DeployError, match="a file stands twice"):
         parse_manifest(
-            canonical({**SOUND, "files": [*SOUND["files"], {**SOUND["files"][0], "name": "ADAPTER_config.json"}]})
+            canonical(
+                {**MANIFEST, "files": [*MANIFEST["files"], {**MANIFEST["files"][0], "name": "ADAPTER_config.json"}]}
+            )
         )
 
 
