@@ -49,8 +49,8 @@ def build(
     """Puts base ``name`` under ``UMBEL_HOME`` and returns its directory.
 
     What is there already, made by the same recipe, is left alone. Else the committed copy is installed when the
-    present recipe made it, after its files' hashes were checked; else the base is trained, about five minutes on
-    two cores. The directory appears by one rename, whole or not at all.
+    present recipe made it, after its files' hashes were checked; else the base is trained, about four
+    minutes on one core. The directory appears by one rename, whole or not at all.
 
     Args:
         name: ``demo``.
