@@ -109,6 +109,7 @@ def _align(model: Any, processor: Any, minutes: float, batch_size: int, seed: in
     parameters = list(model.projector.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
     losses: list[float] = []
+    fast = native_bfloat16(torch.device("cpu"))
     started, model = time.monotonic(), model.train()
     for chosen in _batches(len(examples), batch_size, seed):
         done = (time.monotonic() - started) / (60 * minutes)
@@ -120,7 +121,7 @@ def _align(model: Any, processor: Any, minutes: float, batch_size: int, seed: in
         # Answers stand at the end: nobody needs the other places' logits, of 49,152 values each.
         first = int((batch.labels != IGNORED).int().argmax(dim=1).min())
         kept = batch.labels.shape[1] - first + 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=native_bfloat16(torch.device("cpu"))):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             logits = model(**batch.inputs, use_cache=False, logits_to_keep=kept).logits
         loss = per_example_loss(logits.float(), batch.labels[:, -kept:]).mean()
         optimizer.zero_grad()

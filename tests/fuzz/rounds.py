@@ -9,9 +9,7 @@ import numpy as np
 
 from privacy.secagg import RoundContext, SecAggClient, SecAggCoordinator, SecAggParameters, SimulationAuthority
 from privacy.secagg.agreement import agree
-from privacy.secagg.messages import (
-    Masked,
-)
+from privacy.secagg.messages import Masked
 from tests.fuzz.target import Target
 from tests.secure_messages import CONTEXT, MESSAGES
 from umbel.config import RunConfig
