@@ -123,8 +123,10 @@ def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
 def _release(reply: Reply) -> None:
     """Empties a reply that was used: Flower's records hold reference cycles, so vectors would await the collector."""
     if reply.records is not None:
-        for record in reply.records.array_records.values():
-            record.clear()
+        for arrays in reply.records.array_records.values():
+            arrays.clear()
+        for values in reply.records.config_records.values():
+            values.clear()
         reply.records.clear()
 
 

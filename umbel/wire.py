@@ -2,6 +2,10 @@
 
 An order goes down with a message type of :class:`MessageType`; a reply comes back under the same
 type. Vectors travel as one float32 (or, masked, uint8) array, so nothing is ever pickled.
+
+Flower stores and moves every part of a message as an object of its own, and each costs the SuperLink a request with
+several transactions at either end. A vector of at most :data:`INLINE` bytes therefore lies in the message's head, which
+makes two objects of a protocol step instead of five; a longer one is an Array, which Flower sends in chunks.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ _METRICS = "umbel.metrics"
 _EXTRAS = "umbel.extras"
 _LAST_ATTEMPT = (1 << 63) - 1
 _ITEM = {"float32": 4, "uint8": 1}
+INLINE = 1 << 20
+"""Most bytes of a vector that travels in the head of its message."""
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '(<f4|\|u1)', 'fortran_order': False, 'shape': (\([0-9, ]*\)), \} *\n", re.S
 )
@@ -157,6 +163,9 @@ def _take(head: dict[str, Any], key: str, kind: type) -> Any:
 
 def _array(records: RecordDict, *allowed: type) -> npt.NDArray[Any]:
     """The message's vector, of the first allowed dtype or, where it says so, of another allowed one."""
+    head = records.config_records.get(_HEAD)
+    if head is not None and "vector" in head:
+        return _inlined(dict(head), allowed)
     record = records.array_records.get(_VECTOR)
     if record is None or "v" not in record:
         raise WireError("A message carries no vector: both ends must run the same version of umbel.")
@@ -164,6 +173,16 @@ def _array(records: RecordDict, *allowed: type) -> npt.NDArray[Any]:
         raise WireError(f"A message's vector has shape {tuple(record['v'].shape)}, expected one dimension.")
     said = next((dtype for dtype in allowed if record["v"].dtype == np.dtype(dtype).name), allowed[0])
     return _value(record["v"], said)
+
+
+def _inlined(head: dict[str, Any], allowed: tuple[type, ...]) -> npt.NDArray[Any]:
+    data, said = _take(head, "vector", bytes), _take(head, "dtype", str)
+    dtype = next((np.dtype(dtype) for dtype in allowed if np.dtype(dtype).name == said), None)
+    if dtype is None:
+        raise WireError(f"A message's vector is of {said[:40]}, expected {np.dtype(allowed[0]).name}.")
+    if len(data) % dtype.itemsize:
+        raise WireError("A message's vector cannot be read: it was truncated or altered on the way.")
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
 
 
 def _value(array: Array, dtype: type) -> npt.NDArray[Any]:
@@ -194,8 +213,11 @@ def _stored(array: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
 
 
 def _pack(head: dict[str, Any], vector: npt.NDArray[Any] | None = None) -> RecordDict:
+    if vector is not None and vector.nbytes <= INLINE:
+        little = vector.astype(vector.dtype.newbyteorder("<"), copy=False)
+        head = {**head, "vector": little.tobytes(), "dtype": vector.dtype.name}
     records = RecordDict({_HEAD: ConfigRecord(head)})
-    if vector is not None:
+    if vector is not None and vector.nbytes > INLINE:
         records[_VECTOR] = ArrayRecord(array_dict={"v": Array(np.ascontiguousarray(vector))})
     return records
 
@@ -216,7 +238,10 @@ def payload_bytes(records: RecordDict) -> int:
 
     An array that says more than it carries, or is of no dtype of ours, counts with what it carries.
     """
-    return sum(_bytes(array) for record in records.array_records.values() for array in record.values())
+    head = records.config_records.get(_HEAD)
+    inlined = None if head is None else head.get("vector")
+    arrays = sum(_bytes(array) for record in records.array_records.values() for array in record.values())
+    return arrays + (len(inlined) if isinstance(inlined, bytes) else 0)
 
 
 def _bytes(array: Array) -> int:
@@ -306,7 +331,7 @@ def unpack_metrics(records: RecordDict) -> dict[str, float]:
 
 
 def pack_secagg(step: SecAggStep) -> RecordDict:
-    """A protocol message as Flower records; the payload travels as a uint8 array, in chunks."""
+    """A protocol message as Flower records; the payload travels as a uint8 vector."""
     return _pack({"round": step.round}, np.frombuffer(step.payload, dtype=np.uint8))
 
 

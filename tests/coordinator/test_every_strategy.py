@@ -39,6 +39,12 @@ def test_two_rounds_end_in_an_adapter_that_loads(flat, name):
     assert learned == (name != "fedsa-lora")
 
 
+def products(path):
+    """B A of each layer: where a method takes an SVD, singular vectors may turn where singular values are close."""
+    found = tensors(path)
+    return {name: found[name.replace("lora_A", "lora_B")] @ found[name] for name in found if "lora_A" in name}
+
+
 LINEAR = sorted(name for name, cls in STRATEGIES.items() if cls.facts.linear)
 
 
@@ -47,9 +53,9 @@ def test_every_linear_method_runs_under_secure_aggregation(flat, name):
     secure = run_in_memory(flat(run__id="s", strategy__name=name, secagg__enabled=True, secagg__clip=5.0))
     plain = run_in_memory(flat(run__id="p", strategy__name=name))
     assert [line["survivors"] for line in lines(secure)] == [4, 4]
-    a, b = tensors(secure), tensors(plain)
+    a, b = products(secure), products(plain)
     assert a.keys() == b.keys()
-    if name != "fedask":  # a singular vector may turn where singular values are close
+    if name != "fedask":  # what is cut at rank r may swap where the singular values there are close
         assert max(np.abs(a[k] - b[k]).max() for k in a) < 2e-3
     one, other = loads(secure, flat)["eval"]["loss"], loads(plain, flat)["eval"]["loss"]
     assert one == pytest.approx(other, abs=2e-3)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from coordinator.collect import Broadcast, PlainCollector
 from coordinator.courier import Courier
@@ -96,17 +96,20 @@ def _bad(kind):
         if kind == "refusal":
             return wire.pack_refusal(wire.Refusal(80, "not today"))
         made = wire.pack_train_reply(wire.TrainReply(spec_hash, vector, {"examples": 1.0, "seen": 1.0, "loss": 0.0}))
-        array = made.array_records["umbel.vector"]["v"]
+        head = made.config_records["umbel"]
         if kind == "dtype":
-            array.dtype = "float999"
-        if kind == "shape":
-            array.shape = (1 << 60,)
+            head["dtype"] = "float999"
+        if kind == "ragged":
+            head["vector"] = head["vector"][:-1]
+        if kind == "array":
+            del head["vector"]
+            made["umbel.vector"] = ArrayRecord(array_dict={"v": Array("float32", (1 << 60,), "numpy.ndarray", b"")})
         return made
 
     return change
 
 
-@pytest.mark.parametrize("kind", ["nan", "huge", "short", "hash", "empty", "refusal", "dtype", "shape"])
+@pytest.mark.parametrize("kind", ["nan", "huge", "short", "hash", "empty", "refusal", "dtype", "ragged", "array"])
 def test_broken_replies_are_counted_and_never_averaged(kind):
     got = collect(client(_bad(kind)))
     keep = [v for i, v in enumerate(VECTORS) if i != 2]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Records
 from google.protobuf.message import DecodeError
@@ -51,11 +51,12 @@ def targets() -> Iterator[Target]:
         wire.pack_refusal(wire.Refusal(80, "no")),
         wire.pack_description(wire.Description("a", "b", "c", 8, "1")),
     )
-    yield Target("flower-records", _unpacked, tuple(map(_sent, records)))
+    yield Target("flower-records", _unpacked, (*map(_sent, records), *map(_as_long, records[:3])))
     quantizer = StochasticQuantizer(bits=5, block=16)
     coded = np.frombuffer(quantizer.encode(_VECTOR, 0), np.uint8)
     replies = [TrainReply(_SPEC.hash, update, {"examples": 4.0}) for update in (_VECTOR, coded)]
-    yield Target("plain-upload", _uploaded, tuple(_sent(wire.pack_train_reply(reply)) for reply in replies))
+    uploads = [wire.pack_train_reply(reply) for reply in replies]
+    yield Target("plain-upload", _uploaded, (*map(_sent, uploads), *map(_as_long, uploads)))
     wide = np.linspace(-1, 1, 100, dtype=np.float32)
     encoded = tuple(StochasticQuantizer(bits, 16).encode(wide, 0) for bits in (2, 5, 8, 16))
     yield Target("quantized-vector", lambda data: StochasticQuantizer.decode(data, wide.size), encoded)
@@ -77,6 +78,14 @@ def targets() -> Iterator[Target]:
 
 def _sent(records: RecordDict) -> bytes:
     return bytes(recorddict_to_proto(records).SerializeToString(deterministic=True))
+
+
+def _as_long(records: RecordDict) -> bytes:
+    """The same message with its vector as an array, as one that is too long for the head has it."""
+    head = dict(records.config_records["umbel"])
+    vector = np.frombuffer(head.pop("vector"), head.pop("dtype"))  # type: ignore[arg-type, call-overload]
+    arrays = {"umbel.vector": ArrayRecord(array_dict={"v": Array(vector)}), **records.array_records}
+    return _sent(RecordDict({"umbel": ConfigRecord(head), **arrays, **records.metric_records}))
 
 
 def _records(data: bytes) -> RecordDict | None:

@@ -34,14 +34,35 @@ def test_refusals_are_recognised():
 
 
 def _with(array):
-    records = wire.pack_train_reply(wire.TrainReply("h", np.zeros(3, np.float32)))
+    """A reply whose vector is not in the head but an array, as that of a long one is."""
+    records = RecordDict({"umbel": ConfigRecord({"spec_hash": "h"})})
     records["umbel.vector"] = ArrayRecord(array_dict={"v": array})
     return records
+
+
+def _inlined(**head):
+    return RecordDict({"umbel": ConfigRecord({"spec_hash": "h", **head})})
+
+
+@pytest.mark.parametrize("size", [0, 1, wire.INLINE // 4, wire.INLINE // 4 + 1])
+def test_a_short_vector_is_one_object_and_a_long_one_an_array(size):
+    vector = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    records = wire.pack_train_reply(wire.TrainReply("h", vector))
+    assert bool(records.array_records) == (vector.nbytes > wire.INLINE)
+    assert wire.payload_bytes(records) == vector.nbytes
+    again = wire.unpack_train_reply(records).update
+    np.testing.assert_array_equal(again, vector)
+    assert again.flags.writeable
 
 
 @pytest.mark.parametrize(
     "records",
     [
+        _inlined(vector=bytes(12), dtype="float64"),
+        _inlined(vector=bytes(12), dtype="object"),
+        _inlined(vector=bytes(12)),
+        _inlined(vector="twelve bytes", dtype="float32"),
+        _inlined(vector=bytes(11), dtype="float32"),
         RecordDict(),
         RecordDict({"umbel": ConfigRecord({})}),
         RecordDict({"umbel": ConfigRecord({"spec_hash": 3})}),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from mllm.inference import Answerer
 from mllm.load import load_base
 from mllm.testing import random_image, tiny_composed
 from mllm.tune import attach
@@ -50,6 +51,74 @@ def test_chat_answers_on_stdout(root, capsys):
         "what ?",
     )
     assert tuned[0] == 0
+
+
+@pytest.fixture(scope="module")
+def clip(root):
+    frames = [random_image(number) for number in range(6)]
+    frames[0].save(root / "clip.webp", save_all=True, append_images=frames[1:], lossless=True)
+    return root / "clip.webp"
+
+
+@pytest.fixture
+def told(root, capsys, monkeypatch):
+    """Calls ``umbel chat`` and returns the answer with its probability in full, of which the shell sees two digits."""
+    found = []
+    answer = Answerer.answer
+
+    def noting(self, examples):
+        found.extend(answer(self, examples))
+        return found[-len(examples) :]
+
+    monkeypatch.setattr(Answerer, "answer", noting)
+
+    def ask(*arguments):
+        plain = ["chat", "--base", root / "base", "--quantization", "none", "--most-tokens", 3, *arguments]
+        code, out, err = call(capsys, *plain, "what colour is the shape ?")
+        assert code == 0, err
+        assert out.strip() == found[-1].text
+        return found[-1].text, found[-1].probability
+
+    return ask
+
+
+def test_chat_sees_a_video_as_its_frames(root, clip, told):
+    pictures = []
+    for number in (0, 2, 5):  # three of six, at even distances
+        random_image(number).save(root / f"frame{number}.png")
+        pictures += ["--image", root / f"frame{number}.png"]
+    seen = told("--video", clip, "--frames", 3)
+    assert seen == told(*pictures)
+    assert seen != told("--video", clip, "--frames", 1)
+
+
+def test_predict_reads_videos_and_says_how_many_frames(root, clip, capsys, tmp_path):
+    asked = root / "videos.jsonl"
+    asked.write_text(json.dumps({"video": clip.name, "question": "what colour is the shape ?"}) + "\n")
+    answers = []
+    for frames in (1, 4):
+        target = tmp_path / f"out{frames}.jsonl"
+        command = ["predict", asked, target, "--base", root / "base", "--quantization", "none", "--frames", frames]
+        code, _, err = call(capsys, *command, "--most-tokens", 3)
+        assert code == 0, err
+        answers.append(json.loads(target.read_text()))
+    assert answers[0]["probability"] != answers[1]["probability"]
+
+
+@pytest.mark.parametrize("command", ["chat", "predict"])
+def test_a_video_that_cannot_be_read_gets_one_sentence(command, root, capsys, tmp_path):
+    (tmp_path / "movie.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42")
+    if command == "chat":
+        rest = ["--video", tmp_path / "movie.mp4", "what ?"]
+    else:
+        line = {"video": "movie.mp4", "question": "what ?"}
+        (tmp_path / "q.jsonl").write_text(json.dumps(line) + "\n")
+        rest = [tmp_path / "q.jsonl", tmp_path / "out.jsonl"]
+    code, _, err = call(capsys, command, "--base", root / "base", *rest)
+    assert code == 20
+    assert "folder of its frames" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_predict_writes_every_answer(root, capsys, tmp_path):
