@@ -25,7 +25,7 @@ demo: setup
 test: setup
 	$(BIN)/umbel base build demo
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long and not flower"
-	$(BIN)/python -m pytest -m "flower and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "flower and not long"
 
 test-long: setup
 	$(BIN)/umbel base build demo
