@@ -270,12 +270,7 @@ class Sites:
 
     def _turn(self, index: int) -> bool:
         """One poll of one site; whether there was anything to do."""
-        from flwr.supercore.inflatable.inflatable_object import (
-            get_all_nested_objects,
-            get_object_tree,
-            iterate_object_tree,
-            no_object_id_recompute,
-        )
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree, no_object_id_recompute
         from flwr.supercore.inflatable.inflatable_utils import (
             inflate_object_from_contents,
             pull_objects,
@@ -295,15 +290,21 @@ class Sites:
         order.metadata.__dict__["_message_id"] = envelope.metadata.message_id
         reply = self._answer(index, order)
         with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            parts = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
-            missing, session = send(reply, get_object_tree(reply), 0.0)
+            reply.metadata.__dict__["_message_id"], tree, parts = self._packed(index, reply)
+            missing, session = send(reply, tree, 0.0)
         push_object_contents_from_iterable(
             ((name, parts[name]) for name in parts if name in missing),
             push_object_fn=lambda name, content: push(run, session, name, content),
         )
         self.answered += 1
         return True
+
+    def _packed(self, index: int, reply: Any) -> tuple[str, Any, dict[str, bytes]]:
+        """The reply as it is sent: its id, the tree of its objects, and their bytes."""
+        from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+
+        parts = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
+        return reply.object_id, get_object_tree(reply), parts
 
     def _answer(self, index: int, order: Any) -> Any:
         """Describes itself, or sends an update as large as the adapter."""

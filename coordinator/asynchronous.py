@@ -27,6 +27,7 @@ from coordinator.federation import Federation
 from coordinator.flight import Flight, Version
 from coordinator.mailbox import Mailbox
 from coordinator.population import Participant
+from coordinator.pulling import most_bytes
 from strategies.base import StrategyState
 from strategies.fedbuff import FedBuff
 from strategies.planner import buffer, quantizer
@@ -55,7 +56,8 @@ class AsynchronousFederation(Federation):
         if found is None:
             raise StrategyError("An asynchronous run needs a buffer: set strategy.buffer to at least 1.")
         self._buffer: FedBuff = found
-        self._mail = Mailbox(grid, MessageType.TRAIN, timeout=federation.timeout)
+        values = self._spec.size + self._strategy.upload_spec(self._spec, 1).size
+        self._mail = Mailbox(grid, MessageType.TRAIN, timeout=federation.timeout, limit=most_bytes(values))
         everybody = len(self._population)
         self._busy = everybody if federation.cohort == "all" else min(federation.cohort_size, everybody)
         self._by_node = {member.node: member for member in self._population}

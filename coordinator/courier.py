@@ -1,7 +1,7 @@
 """Courier: orders out, replies in, one at a time, over Flower's public Grid.
 
-Flower's own ``send_and_receive`` holds every reply of a round at once. This courier pulls a few at a
-time and hands each on before it asks for the next, so memory does not grow with the cohort.
+Flower's own ``send_and_receive`` holds every reply of a round at once. This courier pulls one after the other
+(:mod:`coordinator.pulling`) and hands each on before it asks for the next, so memory does not grow with the cohort.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from coordinator.pulling import Puller
 from umbel.wire import MessageType, Refusal, unpack_refusal
 
 if TYPE_CHECKING:
     from coordinator.collect.fold import Fold, FoldPlan
-
-PULL_AT_ONCE = 4
-"""Replies that may be in memory together."""
 
 _REASON = 300
 _REPORT = 8192
@@ -50,6 +47,11 @@ class Courier:
     def __init__(self, grid: Grid, *, poll: float = 0.05) -> None:
         self._grid = grid
         self._poll = poll
+        self._puller = Puller(grid)
+
+    def expect(self, limit: int) -> None:
+        """From now on a reply of more than ``limit`` bytes is none."""
+        self._puller.limit = limit
 
     def nodes(self) -> list[int]:
         """Nodes that are connected now."""
@@ -102,22 +104,14 @@ class Courier:
                 waiting[identifier] = node
         while waiting and time.monotonic() < deadline:
             came = False
-            for chunk in _chunks(list(waiting), PULL_AT_ONCE):
-                for message in self._grid.pull_messages(chunk):
-                    answered = message.metadata.reply_to_message_id
-                    if answered in waiting:  # a reply delivered twice is not
-                        came = True
-                        reply = read_reply(waiting.pop(answered), message)
-                        yield reply
-                        _release(reply)
+            for order, read in self._puller.pull(list(waiting)):
+                if order in waiting:  # a reply delivered twice is not
+                    came = True
+                    reply = read_reply(waiting.pop(order), read)
+                    yield reply
+                    _release(reply)
             if waiting and not came:
                 time.sleep(self._poll)
-
-
-def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def _release(reply: Reply) -> None:
@@ -130,8 +124,10 @@ def _release(reply: Reply) -> None:
         reply.records.clear()
 
 
-def read_reply(node: int, message: Message) -> Reply:
+def read_reply(node: int, message: Message | Refusal) -> Reply:
     """What a node's message says: records, or why there are none."""
+    if isinstance(message, Refusal):
+        return Reply(node, None, message)
     if message.has_error():
         return Reply(node, None, Refusal(int(message.error.code), _cause(message.error.reason or "")))
     refusal = unpack_refusal(message.content)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from itertools import islice
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from coordinator.courier import PULL_AT_ONCE, Reply, read_reply
+from coordinator.courier import Reply, read_reply
+from coordinator.pulling import MAX_BYTES, Puller
 from umbel.wire import MessageType, Refusal
 
 _SILENT = "it stayed silent for federation.timeout seconds"
@@ -23,13 +23,17 @@ class Mailbox:
         kind: type of all messages.
         timeout: seconds from an order's sending until it is given up.
         poll: seconds between two looks when nothing has come.
+        limit: most bytes of a reply.
     """
 
-    def __init__(self, grid: Grid, kind: MessageType, *, timeout: float, poll: float = 0.05) -> None:
+    def __init__(
+        self, grid: Grid, kind: MessageType, *, timeout: float, poll: float = 0.05, limit: int = MAX_BYTES
+    ) -> None:
         self._grid = grid
         self._kind = kind
         self._timeout = timeout
         self._poll = poll
+        self._puller = Puller(grid, limit)
         self._out: dict[str, tuple[int, float]] = {}
         self._come: deque[Reply] = deque()
 
@@ -63,12 +67,10 @@ class Mailbox:
         return self._come.popleft()
 
     def _pull(self) -> None:
-        waiting = iter(list(self._out))
-        while not self._come and (chunk := list(islice(waiting, PULL_AT_ONCE))):
-            for message in self._grid.pull_messages(chunk):
-                answered = message.metadata.reply_to_message_id
-                if answered in self._out:
-                    self._come.append(read_reply(self._out.pop(answered)[0], message))
+        for order, read in self._puller.pull(list(self._out)):
+            if order in self._out:
+                self._come.append(read_reply(self._out.pop(order)[0], read))
+                return
 
     def _give_up(self) -> None:
         now = time.monotonic()

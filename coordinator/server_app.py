@@ -21,6 +21,7 @@ from coordinator.evaluation import Evaluator
 from coordinator.federation import Federation
 from coordinator.population import Participant, discover
 from coordinator.privacy_record import PrivacyRecord
+from coordinator.pulling import most_bytes
 from coordinator.results import describe_results, leave_results
 from coordinator.run_folder import RunFolder
 from coordinator.supported import check_privacy, check_supported
@@ -104,6 +105,7 @@ def run(grid: Grid, config: RunConfig, folder: RunFolder, attach: Attach | None 
     spec, initial = warm.tuned.spec, warm.initial
     population = discover(courier, spec, config.federation, mixed=config.strategy.ranks == "mixed")
     upload = strategy.upload_spec(spec, 1)
+    courier.expect(most_bytes(spec.size + upload.size))
     promise = _client_plan(config, len(population), upload)
     record = PrivacyRecord(config, folder.path, promise)
     collector = _collector(config, courier, strategy, population, folder, promise, upload)
