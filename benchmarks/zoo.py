@@ -204,7 +204,7 @@ def checkpoint_ok(name: str) -> bool | None:
 def row_of(name: str, data: Path, scratch: Path) -> dict[str, Any]:
     """Everything about one system."""
     started = time.perf_counter()
-    row: dict[str, Any] = {"system": name, "round_ok": False, "checkpoint_ok": None, "quantized": False}
+    row: dict[str, Any] = {"system": name, "round_ok": False, "checkpoint_ok": None, "quantized": False, "lanes": False}
     try:
         line = round_of(name, data, scratch)
         subject = Subject(name)
@@ -252,8 +252,13 @@ def main() -> None:
         "native": [row for row in rows if row["system"] in NATIVE],
     }
     finish(figures, as_json=arguments.json)
-    if not all(row["round_ok"] for row in rows):
+    if not all(map(is_whole, rows)):
         raise SystemExit(1)
+
+
+def is_whole(row: dict[str, Any]) -> bool:
+    """Whether everything that was looked at in a row held."""
+    return bool(row["round_ok"] and row["quantized"] and row["lanes"] and row["checkpoint_ok"] is not False)
 
 
 def _record(row: dict[str, Any]) -> None:

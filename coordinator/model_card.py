@@ -9,6 +9,7 @@ from coordinator.report.summary import Summary, summarize
 from coordinator.report.text import number, percent, signed, size
 from coordinator.run_folder import METRICS, read_config
 from coordinator.tracking import CLIENTS, Metrics, read_metrics
+from mllm.altered import described, is_altered
 from strategies.registry import STRATEGIES
 from umbel.config import RunConfig
 from umbel.files import write_atomic
@@ -100,6 +101,12 @@ def _load(config: RunConfig, composed: bool) -> str:
         if config.model.name == "demo"
         else ""
     )
+    if is_altered(config.model):
+        note += (
+            f"\nThe base was altered for this run: {described(config.model)}. On the base as it is published the "
+            "adapter answers otherwise; `umbel chat --adapter` and `umbel predict --adapter` alter the base in the "
+            "same way.\n"
+        )
     return (
         f"## How to load it\n\n```python\n{register}from peft import PeftModel\n"
         "from transformers import AutoModelForImageTextToText\n\n"

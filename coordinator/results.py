@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from coordinator.model_card import write_model_card
 from coordinator.report import write_report
 from coordinator.run_folder import RunFolder
+from mllm.altered import write_alterations
 from mllm.warm import WarmModel
 from umbel.adapter import Vector
 from umbel.errors import RunError
@@ -45,6 +46,7 @@ def _replace_adapter(folder: RunFolder, warm: WarmModel, adapter: Vector, side: 
             leftover.mkdir()
         try:
             warm.tuned.save(made, adapter, side)
+            write_alterations(made, folder.config.model)
             if folder.adapter.exists():
                 os.replace(folder.adapter, old / "adapter")
             os.replace(made, folder.adapter)

@@ -106,11 +106,11 @@ def warm_teacher(config: RunConfig) -> tuple[Any, Collator]:
     """The model of ``train.teacher`` and its collator, loaded at most once a process and stored as the base is.
 
     Raises:
-        ModelError: the teacher cannot be loaded, or has another tokenizer than the base.
+        ModelError: the teacher cannot be loaded, or has another tokenizer or vocabulary than the base.
     """
     global _teacher
     key = (config.train.teacher, config.model.quantization)
-    student = warm_model(config).collator
+    warm = warm_model(config)
     with _lock:
         if _teacher is None or _teacher[0] != key:
             from mllm.load import load_base
@@ -119,12 +119,24 @@ def warm_teacher(config: RunConfig) -> tuple[Any, Collator]:
             base = load_base(config.train.teacher, config.model.quantization)
             _teacher = (key, (base.model, Collator(base.processor)))
         model, collator = _teacher[1]
-    if collator.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+    if collator.tokenizer.get_vocab() != warm.collator.tokenizer.get_vocab():
         raise ModelError(
             f"Teacher {config.train.teacher} has another tokenizer than {config.model.name}, so it says nothing about "
             "the same tokens: choose a teacher of the same family."
         )
+    own, other = (_vocabulary(found) for found in (warm.base.model, model))
+    if own != other:
+        raise ModelError(
+            f"Teacher {config.train.teacher} gives {other} logits a token and {config.model.name} {own}: choose a "
+            "teacher with the same vocabulary."
+        )
     return model, collator
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Logits a token; None where the model does not show its output layer."""
+    layer = model.get_output_embeddings()
+    return getattr(layer, "out_features", None)
 
 
 def warm_task(config: RunConfig) -> Task:

@@ -12,9 +12,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from mllm.altered import read_alterations
 from mllm.load import Base, load_base
+from mllm.prepare import preparation
 from mllm.quiet import quiet
 from mllm.tasks.collate import Collator
+from mllm.tokens import TokenPlan, attach_tokens
 from mllm.tune import attach
 from umbel.config.model import LoraConfig, Quantization
 from umbel.errors import ModelError
@@ -42,7 +45,7 @@ def load_plain(name: str, quantization: Quantization) -> Subject:
 
 
 def load_adapter_folder(folder: Path, base_name: str | None, quantization: Quantization) -> Subject:
-    """A base with an adapter as ``umbel export`` or PEFT wrote it.
+    """A base with an adapter as ``umbel export`` or PEFT wrote it; altered as the run altered it.
 
     Args:
         folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -63,12 +66,15 @@ def load_adapter_folder(folder: Path, base_name: str | None, quantization: Quant
     name = base_name or str(body.get("base_model_name_or_path") or "")
     if not name:
         raise ModelError(f"{folder} names no base: give one with --base.")
-    base = load_base(name, quantization)
+    altered = read_alterations(folder)
+    base = load_base(name, quantization, prepare=preparation(altered, lambda: None))
+    if altered.tokens != "none":
+        attach_tokens(base.model, base.processor, TokenPlan(altered.tokens, altered.token_share, altered.token_layer))
     model = (
         _own(base, body, tensors, folder) if body.get("peft_type") == "UMBEL" else _by_peft(base, folder, set(tensors))
     )
     digest = hashlib.sha256((folder / _WEIGHTS).read_bytes()).hexdigest()
-    return Subject(model, Collator(base.processor), f"{base.hash}/{base.report.backend}/{digest}")
+    return Subject(model, Collator(base.processor), f"{base.hash}/{base.report.backend}/{altered!r}/{digest}")
 
 
 def _own(base: Base, body: dict[str, Any], tensors: dict[str, Any], folder: Path) -> Any:

@@ -51,7 +51,9 @@ class Collator:
     """Turns examples into a :class:`Batch` with one model's processor.
 
     With a chat template the prompt is one user turn, its images first; without, it is one image placeholder
-    and a line end for each image, and the question.
+    and a line end for each image, and the question, after the beginning-of-sequence token where the tokenizer writes
+    one. A composed model is asked with the template that its language model brings; such templates know text alone,
+    so there its images are placeholders in the text.
 
     A :class:`~mllm.processing.ComposedProcessor` treats every question and image by itself, so its encoded
     questions, and the pixel values of images that do not change, are kept: a client sees its few examples again
@@ -78,7 +80,8 @@ class Collator:
         self._image_token = str(getattr(processor, "image_token", None) or "<image>")
         template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
         self._has_template = bool(template)
-        self._separable = isinstance(processor, ComposedProcessor) and not self._has_template
+        self._separable = isinstance(processor, ComposedProcessor)
+        self._begin = _beginning(tokenizer) if self._separable else ""  # other processors write it themselves
         self._cache_bytes = cache_bytes
         self._prompts: dict[tuple[str, int], Tensor] = {}
         self._pixels: dict[ImageSource, Tensor] = {}
@@ -89,6 +92,15 @@ class Collator:
     def remembers(self) -> bool:
         """Whether encoded questions and the pixels of images that do not change are kept here."""
         return self._separable
+
+    def require_teacher(self) -> None:
+        """Loads the teacher, where there is one.
+
+        Raises:
+            ModelError: it cannot be loaded, or does not fit the model.
+        """
+        if self.teacher is not None:
+            self.teacher()
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """A training batch, padded on the right to the longest row.
@@ -126,12 +138,24 @@ class Collator:
 
     def prompt(self, example: Example) -> str:
         """The text before the answer, with one placeholder an image."""
+        text = (self._image_token + "\n") * len(example.images) + example.question
         if not self._has_template:
-            return (self._image_token + "\n") * len(example.images) + example.question
+            return self._begin + text
+        if self._separable:
+            return self._templated(self.tokenizer, text)
         parts: list[dict[str, str]] = [{"type": "image"} for _ in example.images]
         parts.append({"type": "text", "text": example.question})
-        turns = [{"role": "user", "content": parts}]
-        return str(self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        return self._templated(self.processor, parts)
+
+    def _templated(self, owner: Any, content: str | list[dict[str, str]]) -> str:
+        turns = [{"role": "user", "content": content}]
+        try:
+            return str(owner.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        except Exception as error:  # a template is a program of its author's
+            raise ModelError(
+                f"The chat template of {type(owner).__name__} cannot write a user's turn ({error}): take the template "
+                "out of the tokenizer's files, or use a checkpoint whose template takes one."
+            ) from None
 
     def answer_ids(self, answer: str, prompt: str) -> list[int]:
         """The answer's token ids and the end-of-sequence id; a blank parts it from a prompt that has none."""
@@ -219,6 +243,12 @@ class Collator:
             "attention_mask": _stack([torch.ones_like(row) for row in ids], 0, side),
         }
         return inputs | {name: _stack(values, 0, side) for name, values in extra.items()}
+
+
+def _beginning(tokenizer: Any) -> str:
+    """The token that this tokenizer begins every text with; empty if it writes none."""
+    first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+    return str(tokenizer.bos_token) if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else ""
 
 
 def _stack(rows: list[Tensor], fill: int, side: str) -> Tensor:

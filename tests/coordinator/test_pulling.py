@@ -180,5 +180,5 @@ def test_flower_s_own_reader_ends_with_the_first_bad_reply(store, puller):
     bad = store.add("bad")
     store.add("good")
     store.objects[bad.content["umbel"].object_id] = b""
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         puller._grid.pull_messages(["bad", "good"])

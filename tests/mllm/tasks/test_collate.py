@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
+from mllm.processing import ComposedProcessor
 from mllm.tasks.collate import IGNORED, Batch, Collator
 from mllm.tasks.example import Example, ImageSource
 from mllm.testing import Tiny, tiny_composed, tiny_llava, tiny_qwen25vl, tiny_smolvlm
@@ -24,7 +26,26 @@ def _qwen() -> Tiny:
     return tiny
 
 
-FAMILIES = {"composed": tiny_composed, "llava": tiny_llava, "smolvlm": tiny_smolvlm, "qwen": _qwen}
+TEXT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant :\\n' }}{% endif %}"
+)
+"""As language models bring it: it joins the content as a text and knows no images."""
+
+
+def _templated() -> Tiny:
+    tiny = tiny_composed()
+    tiny.processor.tokenizer.chat_template = TEXT_TEMPLATE
+    return tiny
+
+
+FAMILIES = {
+    "templated": _templated,
+    "composed": tiny_composed,
+    "llava": tiny_llava,
+    "smolvlm": tiny_smolvlm,
+    "qwen": _qwen,
+}
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -141,6 +162,41 @@ def test_a_chat_template_is_used(images: list[ImageSource]) -> None:
     assert collator.prompt(example) == (
         "user :<|vision_start|><|image_pad|><|vision_end|>what colour is the shape? assistant :"
     )
+
+
+def test_a_composed_model_is_asked_by_its_language_model_s_template(images: list[ImageSource], tmp_path: Path) -> None:
+    tiny = _templated()
+    tiny.save(tmp_path)
+    collator = Collator(ComposedProcessor.from_pretrained(tmp_path))
+    example = _examples(images, [2])[0]
+    assert collator.prompt(example) == f"user : <image>\n<image>\n{example.question}\nassistant :\n"
+    inputs = collator.prompts([example])
+    assert inputs["pixel_values"].shape[0] == 2
+    with torch.no_grad():
+        assert torch.isfinite(tiny.model(**inputs).logits).all()
+
+
+def test_a_template_that_fails_is_named(images: list[ImageSource]) -> None:
+    tiny = tiny_composed()
+    tiny.processor.tokenizer.chat_template = "{{ raise_exception('system first') }}"
+    with pytest.raises(ModelError, match="system first"):
+        Collator(tiny.processor).prompts(_examples(images, [1]))
+
+
+def test_a_text_begins_as_its_tokenizer_begins_it(images: list[ImageSource]) -> None:
+    """Llama's and Gemma's tokenizers write a beginning; the composed processor leaves special tokens to the prompt."""
+    tiny = tiny_composed()
+    tokenizer = tiny.processor.tokenizer
+    example = _examples(images, [1])[0]
+    assert Collator(tiny.processor).prompt(example).startswith("<image>")
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    batch = Collator(tiny.processor)([example])
+    ids = batch.inputs["input_ids"][0].tolist()
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[1] == tiny.processor.image_token_id
 
 
 def test_an_empty_batch_is_refused() -> None:
