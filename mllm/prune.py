@@ -15,7 +15,9 @@ from torch.nn.utils import prune
 from mllm.parts import find_parts, linear_sites
 from umbel.errors import ModelError
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_INPUTS = ("q_proj", "k_proj", "v_proj")
+_OUTPUTS = ("o_proj", "dense")
+"""Names of the output projection: Llama's and most others', Phi's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,18 @@ def prune_heads(model: Any, share: float) -> PruneReport:
     layers: list[Any] = [
         module
         for path, module in model.named_modules()
-        if any(path.startswith(p + ".") for p in paths) and all(hasattr(module, name) for name in _PROJECTIONS)
+        if any(path.startswith(p + ".") for p in paths)
+        and all(hasattr(module, name) for name in _INPUTS)
+        and _output(module)
     ]
-    usable = [one for one in layers if isinstance(getattr(one, "head_dim", None), int)]
+    # An attention that remembers its number of heads reshapes by it and cannot lose some.
+    usable = [
+        one for one in layers if isinstance(getattr(one, "head_dim", None), int) and not hasattr(one, "num_heads")
+    ]
     if not usable or len(usable) != len(layers):
         raise ModelError(
-            f"The language model of {type(model).__name__} has no attention of q_proj, k_proj, v_proj and o_proj: use "
-            "model.prune=magnitude."
+            f"The language model of {type(model).__name__} has no attention of q_proj, k_proj, v_proj and o_proj or "
+            "dense that can lose heads: use model.prune=magnitude."
         )
     gone = every = 0
     for attention in usable:
@@ -86,7 +93,8 @@ def prune_heads(model: Any, share: float) -> PruneReport:
         groups = attention.k_proj.out_features // size
         each = heads // groups
         drop = min(int(groups * share), groups - 1)
-        norms = attention.o_proj.weight.detach().float().unflatten(1, (groups, each * size)).square().sum(dim=(0, 2))
+        weight = getattr(attention, _output(attention)).weight
+        norms = weight.detach().float().unflatten(1, (groups, each * size)).square().sum(dim=(0, 2))
         kept = norms.argsort(descending=True, stable=True)[: groups - drop].sort().values
         _cut(attention, kept, groups, each * size, size)
         gone += drop * each
@@ -101,18 +109,23 @@ def prune_heads(model: Any, share: float) -> PruneReport:
 def _cut(attention: Any, kept: torch.Tensor, groups: int, wide: int, size: int) -> None:
     mask = torch.zeros(groups, wide)
     mask[kept] = 1
+    name = _output(attention)
+    output = getattr(attention, name)
     # First masked, as torch.nn.utils.prune defines structured pruning, then cut where the mask is 0.
-    flat = mask.flatten().expand_as(attention.o_proj.weight)
-    prune.custom_from_mask(attention.o_proj, "weight", flat)  # type: ignore[no-untyped-call]
-    prune.remove(attention.o_proj, "weight")  # type: ignore[no-untyped-call]
+    flat = mask.flatten().expand_as(output.weight)
+    prune.custom_from_mask(output, "weight", flat)  # type: ignore[no-untyped-call]
+    prune.remove(output, "weight")  # type: ignore[no-untyped-call]
     query = torch.arange(groups * wide).view(groups, wide)[kept].flatten()
     key = torch.arange(groups * size).view(groups, size)[kept].flatten()
     attention.q_proj = _rows(attention.q_proj, query)
     attention.k_proj, attention.v_proj = _rows(attention.k_proj, key), _rows(attention.v_proj, key)
-    output = attention.o_proj
     made = nn.Linear(len(query), output.out_features, bias=output.bias is not None, dtype=output.weight.dtype)
     made.weight.data, made.bias = output.weight.detach()[:, query].clone(), output.bias
-    attention.o_proj = made
+    setattr(attention, name, made)
+
+
+def _output(attention: Any) -> str:
+    return next((name for name in _OUTPUTS if hasattr(attention, name)), "")
 
 
 def _rows(linear: nn.Linear, rows: torch.Tensor) -> nn.Linear:

@@ -20,7 +20,10 @@ def test_the_smallest_weights_become_zero(share):
     assert model.projector.proj[0].weight.ne(0).all() if hasattr(model.projector, "proj") else True
 
 
-@pytest.mark.parametrize("language", ["llama", "qwen2"])
+OUTPUTS = {"llama": "o_proj", "qwen2": "o_proj", "phi": "dense", "gemma": "o_proj"}
+
+
+@pytest.mark.parametrize("language", OUTPUTS)
 def test_heads_are_cut_out_and_the_rest_computes_as_if_they_were_masked(language):
     tiny, twin = (tiny_composed("siglip", "mlp", language) for _ in range(2))
     attention = twin.model.language_model.model.layers[0].self_attn
@@ -30,11 +33,13 @@ def test_heads_are_cut_out_and_the_rest_computes_as_if_they_were_masked(language
     for layer, pruned in zip(
         twin.model.language_model.model.layers, tiny.model.language_model.model.layers, strict=True
     ):
-        weight = layer.self_attn.o_proj.weight.data
+        name = OUTPUTS[language]
+        whole, cut = getattr(layer.self_attn, name), getattr(pruned.self_attn, name)
+        weight = whole.weight.data
         blocks = weight.view(weight.shape[0], groups, -1)
         norms = blocks.square().sum(dim=(0, 2))
         blocks[:, norms.argsort()[: groups // 2]] = 0
-        assert pruned.self_attn.o_proj.in_features == layer.self_attn.o_proj.in_features // 2
+        assert cut.in_features == whole.in_features // 2
         assert pruned.self_attn.q_proj.out_features == layer.self_attn.q_proj.out_features // 2
     batch = tiny.batch([1, 0, 2])
     with torch.no_grad():
@@ -51,6 +56,12 @@ def test_what_is_pruned_stays_zero_when_it_is_quantized(quantization, tmp_path):
     for module in base.report.modules:
         weight = dequantized_weight(base.model.get_submodule(module.path))
         assert (weight == 0).float().mean() >= 0.49
+
+
+@pytest.mark.parametrize("language", ["phi3", "stablelm", "mamba"])
+def test_models_without_such_heads_are_refused(language):
+    with pytest.raises(ModelError, match=r"model\.prune=magnitude"):
+        prune_heads(tiny_composed("siglip", "mlp", language).model, 0.5)
 
 
 def test_impossible_shares_and_attention_are_refused():
