@@ -16,16 +16,12 @@ from torch import nn
 from mllm.backends import dequantized_weight, is_quantized, quantized_linear, weight_bytes
 from mllm.parts import PARTS, LinearSite, linear_sites
 from mllm.report import ExemptModule, QuantizationReport, QuantizedModule
+from umbel.config.model import REFUSED_BACKENDS
 from umbel.errors import ModelError, QuantizationError
 
 BACKENDS = ("nf4", "nf4-double", "int8", "int8-weight-only", "none")
 """bitsandbytes NF4 without and with double quantization, bitsandbytes int8, torchao int8, no quantization."""
 
-_REFUSED = {
-    "int8-dynamic": "torchao's dynamic int8 activations give silently wrong gradients",
-    "int4-weight-only": "torchao's int4 layout has no gradient",
-    "hqq": "HQQ layers of transformers cannot be trained through",
-}
 _TOLERANCE = 0.02
 Prepare = Callable[[LinearSite, str], torch.Tensor]
 """From a layer and its backend to the float32 weight [out, in] that is stored in place of its own."""
@@ -131,7 +127,7 @@ def check_backend(backend: str) -> None:
     """Raises QuantizationError unless ``backend`` is one of :data:`BACKENDS`."""
     if backend in BACKENDS:
         return
-    why = _REFUSED.get(backend, "it is unknown")
+    why = REFUSED_BACKENDS.get(backend, "it is unknown")
     raise QuantizationError(f"Quantization {backend!r} cannot be used ({why}): choose auto, {', '.join(BACKENDS)}.")
 
 

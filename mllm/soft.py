@@ -6,6 +6,7 @@ they enter where the language model of a vision-language model begins, after ima
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from mllm.parts import find_parts
 from umbel.errors import ModelError
+
+_INSTEAD = "set lora.method to lora, or leave out --tuning-steps where an answer was asked for."
 
 
 class SoftTokens(nn.Module):
@@ -59,8 +62,10 @@ class SoftTokens(nn.Module):
         mask = kwargs.get("attention_mask")
         if mask is None:
             mask = torch.ones(n, max(seen - self.tokens, 0) + length, dtype=torch.int64, device=embeds.device)
-        if mask.ndim != 2:
-            raise ModelError("Soft tokens need an attention mask of shape [n, T]: pass the tokenizer's.")
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            raise ModelError(
+                f"Soft tokens cannot lengthen the finished attention masks that a language model is given: {_INSTEAD}"
+            )
         changed = dict(kwargs)
         changed["attention_mask"] = torch.cat([mask.new_ones(n, self.tokens), mask], dim=1)
         places = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -length:] + self.tokens
@@ -98,18 +103,22 @@ def attach_soft_tokens(model: Any, kind: str, tokens: int) -> tuple[SoftTokens, 
     """Puts soft tokens (zeros) before the language model of ``model``, and returns them with the hooks' handles.
 
     Raises:
-        ModelError: the language model counts positions in several dimensions, or has no attention.
+        ModelError: the language model counts positions in several dimensions, has no attention, or is given finished
+            attention masks.
     """
     text = getattr(model.config, "text_config", None)
     rope = getattr(text, "rope_parameters", None) or {}
     if text is None or "mrope_section" in rope:
         raise ModelError(
-            f"{type(model).__name__} has positions of several dimensions, which soft tokens would break: set "
-            "lora.method to lora."
+            f"{type(model).__name__} has positions of several dimensions, which soft tokens would break: {_INSTEAD}"
         )
     if not hasattr(text, "num_attention_heads"):
+        raise ModelError(f"The {text.model_type} language model has no attention for a {kind}: {_INSTEAD}")
+    if "token_type_ids" in inspect.signature(model.forward).parameters:
+        # Gemma 3 and PaliGemma: images see themselves whole, so the mask is made before the language model begins.
         raise ModelError(
-            f"The {text.model_type} language model has no attention for a {kind}: set lora.method to lora."
+            f"The family {model.config.model_type} gives its language model finished attention masks, in which soft "
+            f"tokens have no place: {_INSTEAD}"
         )
     (path,) = find_parts(model)["language"]
     language = model.get_submodule(path)

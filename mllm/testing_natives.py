@@ -12,7 +12,7 @@ import transformers
 
 from mllm.hub_processor import without_video
 from mllm.language.base import sizes
-from mllm.testing import QWEN_MARK, QWEN_MARKS, WORDS, Tiny, _batcher, _seeded
+from mllm.testing import QWEN_MARK, QWEN_MARKS, WORDS, Tiny, _batcher, _seeded, tiny_qwen25vl
 from mllm.tokenizer import IMAGE, word_tokenizer
 
 _VISION: Mapping[str, Any] = {
@@ -24,6 +24,19 @@ _VISION: Mapping[str, Any] = {
     "patch_size": 8,
 }
 _SQUARE = {"height": 32, "width": 32}
+_QWEN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} : "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}" + QWEN_MARK + "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+"""As the published processors write images: the marks around each keep two of them apart.
+
+A bare placeholder and a line end would not: the word tokenizer drops blanks, and positions are counted by runs of
+placeholders, so two images that touch would be one.
+"""
 
 
 def _text(tokenizer: Any, kind: str, **more: Any) -> dict[str, Any]:
@@ -177,6 +190,7 @@ def _qwen(kind: str, vision: dict[str, Any], text: dict[str, Any], seed: int) ->
     images = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 1024})
     processor_kind = without_video(getattr(transformers, f"{kind}Processor"))
     processor = processor_kind(image_processor=images, tokenizer=tokenizer, video_processor=None)
+    processor.chat_template = _QWEN_TEMPLATE
     model = _seeded(lambda: getattr(transformers, f"{kind}ForConditionalGeneration")(config), seed)
     return Tiny(model, processor, _batcher(processor, QWEN_MARK, 32, nested=False))
 
@@ -185,6 +199,13 @@ def tiny_qwen2vl(*, seed: int = 0) -> Tiny:
     """Qwen2-VL: patches of 4 pixels, 2 x 2 of them a token."""
     vision = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 4, "patch_size": 4}
     return _qwen("Qwen2VL", vision, {}, seed)
+
+
+def tiny_qwen25vl_asked(*, seed: int = 0) -> Tiny:
+    """Qwen2.5-VL of :mod:`mllm.testing`, with the chat template that published ones bring."""
+    tiny = tiny_qwen25vl(seed=seed)
+    tiny.processor.chat_template = _QWEN_TEMPLATE
+    return tiny
 
 
 def tiny_qwen3vl(*, seed: int = 0) -> Tiny:
@@ -210,5 +231,6 @@ NATIVES: Mapping[str, Callable[..., Tiny]] = {
     "idefics2": tiny_idefics2,
     "idefics3": tiny_idefics3,
     "qwen2_vl": tiny_qwen2vl,
+    "qwen2_5_vl": tiny_qwen25vl_asked,
     "qwen3_vl": tiny_qwen3vl,
 }

@@ -15,7 +15,7 @@ from mllm.tokens.merge import REDUCERS
 from umbel.errors import ModelError
 
 METHODS = (*REDUCERS, "fastv", "withdraw")
-_FAMILIES = ("umbel_vlm", "llava", "vipllava", "paligemma", "internvl")
+_FAMILIES = ("umbel_vlm", "llava", "vipllava", "internvl")
 """Whose projector gives one row an image, and whose text holds as many placeholders."""
 
 

@@ -7,13 +7,13 @@ give the same. With a cache of past keys, later layers hold the kept tokens alon
 
 from __future__ import annotations
 
-import math
 import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mllm.tokens.scores import can_be_asked, image_shares
 from umbel.errors import ModelError
 
 
@@ -50,9 +50,10 @@ class LayerDrop:
                 "tome or prumerge."
             )
         asked: Any = layers[after - 1]
-        if share > 0 and not all(hasattr(getattr(asked, "self_attn", None), name) for name in ("q_proj", "k_proj")):
+        if share > 0 and not can_be_asked(asked.self_attn):
             raise ModelError(
-                f"FastV asks the attention of {type(asked).__name__}, which has no q_proj and k_proj: use withdraw."
+                f"FastV asks the attention of {type(asked).__name__}, which has neither q_proj and k_proj nor "
+                "qkv_proj: use withdraw."
             )
         self._share, self._token = share, image_token
         self._images: Tensor | None = None
@@ -89,25 +90,10 @@ class LayerDrop:
         self._places = self._valid = None  # a new pass
 
     def _score(self, layer: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Attention of the asking token to all, float32 [n, T], averaged over heads."""
         hidden: Tensor = inputs[0] if inputs else kwargs["hidden_states"]
         images = self._active(hidden)
-        if images is None:
-            return
-        with torch.no_grad():
-            attention = layer.self_attn
-            x = layer.input_layernorm(hidden.detach())
-            size = int(attention.head_dim)
-            query, key = (p(x).unflatten(-1, (-1, size)).transpose(1, 2) for p in (attention.q_proj, attention.k_proj))
-            last = torch.where(images, torch.arange(images.shape[1], device=images.device), -1).amax(dim=1)
-            asking = (last + 1).clamp(max=images.shape[1] - 1)
-            if kwargs.get("position_embeddings") is not None:
-                cos, sin = (part.unsqueeze(1).to(query.dtype) for part in kwargs["position_embeddings"])
-                query, key = query * cos + _half(query) * sin, key * cos + _half(key) * sin
-            query = query.gather(2, asking.view(-1, 1, 1, 1).expand(-1, query.shape[1], 1, size))
-            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-            weights = (query @ key.transpose(2, 3)).float().squeeze(2) / math.sqrt(size)
-            self._scores = weights.masked_fill(~images.unsqueeze(1), float("-inf")).softmax(dim=-1).mean(dim=1)
+        if images is not None:
+            self._scores = image_shares(layer, hidden, images, kwargs)
 
     def _active(self, hidden: Tensor) -> Tensor | None:
         """Where images are, bool [n, T]; None when this pass has none, or goes on from a cache."""
@@ -228,9 +214,3 @@ class LayerDrop:
         # Fillers come last and would overwrite nothing: each place stands in the row once.
         full = short.new_zeros(self._shape).scatter(1, self._places.unsqueeze(-1).expand_as(real), real)
         return (full, *output[1:]) if isinstance(output, tuple) else full
-
-
-def _half(x: Tensor) -> Tensor:
-    """(-x2, x1), of rotary embeddings."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)

@@ -23,7 +23,7 @@ from mllm.zoo.systems import SYSTEMS
 from umbel.errors import ModelError
 from umbel.paths import home
 
-_VERSION = 1
+_VERSION = 2
 """Raised when the same configuration gives other files."""
 _SEED = 0
 

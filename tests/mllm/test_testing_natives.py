@@ -12,7 +12,9 @@ from mllm.tasks.collate import Collator
 from mllm.tasks.example import Example, ImageSource
 from mllm.testing import random_image
 from mllm.testing_natives import NATIVES
+from mllm.video import frame_sources
 from mllm.zoo import NATIVE
+from mllm.zoo.store import native_makers
 from privacy.clipping.make import make_engine
 from umbel.config.model import LoraConfig
 
@@ -78,3 +80,49 @@ def test_book_keeping_takes_its_examples(family):
         assert torch.allclose(*norms, rtol=1e-3)
     finally:
         tuned.detach()
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_none_one_and_several_images_go_together(name, tmp_path):
+    """Each row is what it would be alone, whatever its images, a video's frames among them; their order matters."""
+    native_makers()[name]().save(tmp_path)
+    base = load_base(str(tmp_path), "none")
+    frames = [random_image(number) for number in range(3)]
+    frames[0].save(tmp_path / "one.png")
+    frames[0].save(tmp_path / "all.gif", save_all=True, append_images=frames[1:])
+    one, video = ImageSource(tmp_path / "one.png"), frame_sources(tmp_path / "all.gif", 3)
+    assert len(video) == 3
+    collator = Collator(base.processor)
+    asked = [
+        Example((), "what colour ?", "red"),
+        Example((one,), "is there a circle ?", "yes"),
+        Example(video, "what is the shape in the image ?", "square"),
+        Example((one, one, video[1]), "what is there ?", "red"),
+    ]
+    with torch.no_grad():
+        batch = collator(asked)
+        whole = base.model(**batch.inputs).logits
+        for row, example in enumerate(asked):
+            if name == "paligemma" and not example.images:
+                continue  # its processor takes no batch without any image
+            alone = base.model(**collator([example]).inputs).logits[0]
+            mask = batch.inputs["attention_mask"][row].bool()
+            assert torch.isfinite(alone).all()
+            assert torch.allclose(whole[row, mask], alone, atol=1e-5)
+        turned = collator([Example(video[::-1], asked[2].question, asked[2].answer)])
+        assert not torch.allclose(base.model(**turned.inputs).logits[0, -1], alone_logits(base, collator, asked[2]))
+
+
+def alone_logits(base, collator, example):
+    """Of the last place of one example."""
+    return base.model(**collator([example]).inputs).logits[0, -1]
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_qwens_images_stand_between_their_marks(name):
+    """As the published templates write them."""
+    processor = native_makers()[name]().processor
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "what ?"}]}]
+    text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert text == f"user : {mark}{mark}what ? assistant :"

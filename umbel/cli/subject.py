@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from umbel.config.model import Quantization
+from umbel.config.model import REFUSED_BACKENDS, Quantization
 from umbel.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def backend(name: str) -> Quantization:
     for known in get_args(Quantization):
         if name == known:
             return known  # type: ignore[no-any-return]
-    raise ConfigError(f"Quantization {name!r} is unknown: choose one of {', '.join(get_args(Quantization))}.")
+    why = f"refused ({REFUSED_BACKENDS[name]})" if name in REFUSED_BACKENDS else "unknown"
+    raise ConfigError(f"Quantization {name!r} is {why}: choose one of {', '.join(get_args(Quantization))}.")
 
 
 def load_subject(adapter: str | None, base: str | None, quantization: Quantization, directory: str) -> Subject:

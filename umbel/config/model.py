@@ -10,6 +10,12 @@ from umbel.config.section import Section
 
 Quantization = Literal["auto", "nf4", "nf4-double", "int8", "int8-weight-only", "none"]
 _BACKENDS = ("nf4", "nf4-double", "int8", "int8-weight-only", "none")
+REFUSED_BACKENDS = {
+    "int8-dynamic": "torchao's dynamic int8 activations give silently wrong gradients",
+    "int4-weight-only": "torchao's int4 layout has no gradient",
+    "hqq": "HQQ layers of transformers cannot be trained through",
+}
+"""Backends that somebody may ask for, and why not."""
 _PARTS = ("language", "vision", "projector")
 
 
@@ -52,6 +58,13 @@ class ModelConfig(Section):
         """``name`` with size and weights, in the form that finds a base: ``bunny-v1:tiny``, ``bunny-v1=DIRECTORY``."""
         weights = "" if self.weights == "published" else f"={self.weights}"
         return self.name + ("" if self.size == "full" else f":{self.size}") + weights
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _trainable(cls, name: object) -> object:
+        if isinstance(name, str) and name in REFUSED_BACKENDS:
+            raise ValueError(f"{name} is refused ({REFUSED_BACKENDS[name]}): choose one of {', '.join(_BACKENDS)}")
+        return name
 
     @field_validator("quantization_parts")
     @classmethod

@@ -72,7 +72,12 @@ def test_gradients_reach_merged_tokens():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    makers = {"composed": lambda: tiny_composed("siglip", layers=3), "llava": tiny_llava}
+    makers = {
+        "composed": lambda: tiny_composed("siglip", layers=3),
+        "llava": tiny_llava,
+        "phi": lambda: tiny_composed("siglip", language="phi", layers=3),
+        "phi3": lambda: tiny_composed("siglip", language="phi3", layers=3),
+    }
     made = {}
 
     def get(name):
@@ -101,7 +106,7 @@ PLANS = [TokenPlan(name, 0.25, 1) for name in METHODS]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.method)
-@pytest.mark.parametrize("family", ["composed", "llava"])
+@pytest.mark.parametrize("family", ["composed", "llava", "phi", "phi3"])
 def test_clipping_stays_exact(family, plan, saved):
     """The book-keeping engine's sums and norms are the loop's, with adapters in tower, projector and language model."""
     base = saved(family)
