@@ -15,11 +15,14 @@ from mllm.checkpoint_hash import checkpoint_hash
 from mllm.hardware import native_bfloat16, pick_device, total_memory
 from mllm.hub_processor import load_processor
 from mllm.parts import find_parts, off_the_way
+from mllm.processing import limit_context
 from mllm.quantize import Prepare, check_backend, quantize
 from mllm.quiet import no_progress_bars, quiet
 from mllm.report import QuantizationReport
+from mllm.zoo.loading import auto_backend, check_room, no_room
 from umbel.config.model import Quantization
 from umbel.errors import ModelError, QuantizationError
+from umbel.machine import memory_limit
 
 Compute = Literal["auto", "float32", "bfloat16"]
 Prepared = Callable[[Any, Any], Prepare | None]
@@ -70,7 +73,7 @@ def load_base(
     Args:
         name: ``demo``, a directory, or a hub id that AutoModelForImageTextToText loads.
         quantization: how linear weights are stored. ``auto`` is NF4 on CUDA; on a CPU torchao int8, or NF4 where
-            the int8 base would take more than half of the machine's memory.
+            the int8 base would take more than half of the memory that this process may use.
         device: ``auto``, ``cpu`` or ``cuda``.
         compute: dtype of activations. ``auto`` is bfloat16 on CUDA with hardware for it, else float32: on a CPU
             results then do not depend on the machine.
@@ -79,20 +82,23 @@ def load_base(
         prepare: called before quantization; may prune the model in place, and calibrate (:mod:`mllm.calibrate`).
 
     Raises:
-        ModelError: the checkpoint cannot be found, is incomplete, or is no vision-language model.
+        ModelError: the checkpoint cannot be found, is incomplete, is no vision-language model, or cannot fit into
+            memory; the last is said before a weight is read.
         QuantizationError: what was asked for cannot be done, or was not done.
     """
-    if quantization != "auto":
-        check_backend(quantization)
+    for one in ("nf4" if quantization == "auto" else quantization, *(parts or {}).values()):
+        check_backend(one)
     place = pick_device(device)
     dtype = _compute_dtype(compute, place)
     path = resolve(name)
+    check_room(name, path, quantization, place, dtype, parts=parts, prepared=prepare is not None)
     with quiet(), no_progress_bars():
         model = _load_model(name, path)
         processor = load_processor(path)
         backend = _auto(model, place) if quantization == "auto" else quantization
         layers = None if prepare is None else prepare(model, processor)
         report = quantize(model, backend, place, dtype, asked=quantization, keep=keep, parts=parts, prepare=layers)
+    limit_context(model)
     return Base(name, path, checkpoint_hash(path), model, processor, report)
 
 
@@ -113,10 +119,8 @@ def _compute_dtype(compute: str, device: torch.device) -> torch.dtype:
 
 
 def _auto(model: Any, device: torch.device) -> str:
-    if device.type == "cuda":
-        return "nf4"
     values = sum(parameter.numel() for parameter in model.parameters())
-    return "int8-weight-only" if values <= total_memory(device) / 2 else "nf4"
+    return auto_backend(values, device, min(total_memory(device), memory_limit()[0]))
 
 
 def _load_model(name: str, path: Path) -> Any:
@@ -137,6 +141,9 @@ def _load_model(name: str, path: Path) -> Any:
     except ModelError:
         raise
     except Exception as error:  # transformers and safetensors raise whatever their parts raise
+        room = no_room(name, path, error)
+        if room is not None:
+            raise room from None
         first = str(error).strip().partition("\n")[0].rstrip(".")
         raise ModelError(
             f"{name} cannot be loaded as a vision-language model ({first}): expected a checkpoint that "

@@ -1,9 +1,14 @@
-"""ComposedProcessor: text with ``<image>`` marks and PIL images to what the composed model takes."""
+"""ComposedProcessor: text with ``<image>`` marks and PIL images to what the composed model takes, and how much of it.
+
+:func:`limit_context` holds for every model, composed or not: beyond the positions that a language model was trained
+on it says nothing that means anything, and transformers computes it without a word.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +25,8 @@ from umbel.errors import DataError, ModelError
 from umbel.files import write_atomic
 
 CONFIG_FILE = "processor_config.json"
+_TEMPLATE = 128
+"""Tokens that a chat template may write around a question."""
 
 
 class ComposedProcessor:
@@ -186,3 +193,82 @@ class ComposedProcessor:
 
 def _group(entry: Sequence[Image.Image] | Image.Image) -> list[Image.Image]:
     return [entry] if isinstance(entry, Image.Image) else list(entry)
+
+
+def context_limit(config: Any) -> int | None:
+    """Tokens that the language model of ``config`` sees at most; None where it has no such limit (a state space)."""
+    limit = getattr(getattr(config, "text_config", None) or config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def limit_context(model: Any) -> None:
+    """From now on ``model`` refuses, with a DataError, rows that are longer than its language model's context.
+
+    Answers count as well. A model without a limit stays as it is.
+    """
+    limit = context_limit(model.config)
+    if limit is not None:
+        token = getattr(model.config, "image_token_id", getattr(model.config, "image_token_index", None))
+        model.register_forward_pre_hook(partial(_within, limit, token), with_kwargs=True)
+
+
+def check_rows(model: Any, collator: Any, examples: Iterable[Any]) -> None:
+    """Refuses the first of ``examples`` that is too long for ``model`` to be trained on, before anything is paid for.
+
+    Images are not opened. Of a processor that is not a :class:`ComposedProcessor` only the text is counted, because
+    what an image is worth there depends on its size: the model itself refuses what is longer with its images.
+
+    Args:
+        model: with or without PEFT's wrapper.
+        collator: a :class:`~mllm.tasks.collate.Collator` of the model.
+        examples: with ``question``, ``answer`` and ``images``.
+
+    Raises:
+        DataError: as said; the sentence names the example's file and line where it has an image.
+    """
+    limit = context_limit(model.config)
+    if limit is None:
+        return
+    processor = collator.processor
+    each = processor.image_tokens if isinstance(processor, ComposedProcessor) else 1
+    for example in examples:
+        images = each * len(example.images)
+        # No tokenizer makes more tokens than there are bytes, so nearly every example is passed without counting.
+        if len(example.question.encode()) + len(example.answer.encode()) + images + _TEMPLATE <= limit:
+            continue
+        prompt = collator.prompt(example)
+        words = len(collator.tokenizer(prompt, add_special_tokens=False)["input_ids"]) - len(example.images)
+        tokens = max(0, words) + images + len(collator.answer_ids(example.answer, prompt))
+        if tokens > limit:
+            origin = next((source.origin for source in example.images if source.origin), "")
+            raise too_long(tokens, images if each > 1 else None, limit, f"The row of {origin}" if origin else "A row")
+
+
+def too_long(tokens: int, images: int | None, limit: int, row: str = "A row") -> DataError:
+    """The sentence about a row of ``tokens``, ``images`` of which stand for images (None where nobody knows)."""
+    which = "" if images is None else f", {images} of them image tokens,"
+    return DataError(
+        f"{row} has {tokens} tokens{which} and the language model takes at most {limit}: give it fewer images or "
+        "frames (task.frames, --frames), let model.tokens make fewer image tokens, or shorten the text."
+    )
+
+
+def _within(limit: int, token: int | None, _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook. Looks at shapes alone while a row fits, so nothing waits for the device."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    embeds, past = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+    new = ids if ids is not None else embeds
+    if new is None:
+        return
+    seen = int(past.get_seq_length()) if past is not None and hasattr(past, "get_seq_length") else 0
+    if seen + new.shape[1] <= limit:
+        return
+    mask = kwargs.get("attention_mask")
+    row, tokens = 0, seen + new.shape[1]
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] == tokens:
+        lengths = mask.sum(dim=1)
+        row = int(lengths.argmax())
+        tokens = int(lengths[row])
+    if tokens > limit:
+        images = None if ids is None or token is None or seen else int((ids[row] == token).sum())
+        raise too_long(tokens, images, limit)

@@ -9,15 +9,13 @@ import socket
 import tempfile
 from pathlib import Path
 
-import psutil
-
 from umbel.errors import DeployError
+from umbel.machine import memory_limit
 from umbel.tls import split_address
 
 GIB = 1 << 30
 FRAMEWORKS = GIB
 """Bytes of a process that has imported torch, transformers and peft, generously (0.4 GB were measured)."""
-_CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _HEADROOM = 1.2
 _TRAINING = 0.5
 
@@ -48,21 +46,6 @@ def check_folder(folder: Path, gib: float) -> str:
     return f"{free / GIB:.1f} GiB free at {place}"
 
 
-def memory_limit() -> tuple[int, int]:
-    """Bytes of memory that may be used in all, and that are available now: of the machine or the container."""
-    found = psutil.virtual_memory()
-    total, available = int(found.total), int(found.available)
-    for path in _CGROUPS:
-        try:
-            text = path.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < total:
-            total = int(text)
-            available = min(available, total)
-    return total, available
-
-
 def check_memory(gib: float) -> str:
     """At least ``gib`` GiB are available.
 
@@ -78,21 +61,12 @@ def check_memory(gib: float) -> str:
     return f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"
 
 
-def needed_memory(base: Path) -> int:
-    """Bytes that a process needs at its worst for the base in ``base``: an estimate, not a bound.
+def needed_memory(stored: int) -> int:
+    """Bytes that a process needs at its worst for a base of ``stored`` bytes: an estimate, not a bound.
 
     A base is read as it is stored and then quantized layer by layer, so the stored size is the peak of loading;
     activations, gradients and the adapter are taken as half of it more.
-
-    Raises:
-        DeployError: there are no safetensors files.
     """
-    try:
-        stored = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    except OSError as error:
-        raise DeployError(f"{base} cannot be read ({error.strerror}): give the folder of a base.") from None
-    if stored == 0:
-        raise DeployError(f"{base} holds no safetensors files: give the folder of a base, or build it first.")
     return int(stored * (_HEADROOM + _TRAINING)) + FRAMEWORKS
 
 
@@ -102,13 +76,52 @@ def check_model(base: Path) -> str:
     Raises:
         DeployError: it does not, or there is none.
     """
-    need, (total, available) = needed_memory(base), memory_limit()
+    try:
+        stored = sum(path.stat().st_size for path in base.glob("*.safetensors"))
+    except OSError as error:
+        raise DeployError(f"{base} cannot be read ({error.strerror}): give the folder of a base.") from None
+    if stored == 0:
+        raise DeployError(f"{base} holds no safetensors files: give the folder of a base, or build it first.")
+    return check_stored(f"The base in {base}", stored)
+
+
+def check_stored(which: str, stored: int) -> str:
+    """A base whose files have ``stored`` bytes fits into memory; they need not be on this machine.
+
+    Raises:
+        DeployError: it does not.
+    """
+    need, (total, available) = needed_memory(stored), memory_limit()
     if need > available:
         raise DeployError(
-            f"The base in {base} needs about {need / GIB:.1f} GiB to be loaded and trained on, and "
+            f"{which} needs about {need / GIB:.1f} GiB to be loaded and trained on, and "
             f"{available / GIB:.1f} of {total / GIB:.1f} are available: use a smaller base or a larger machine."
         )
     return f"about {need / GIB:.1f} of {available / GIB:.1f} GiB"
+
+
+def check_training(name: str, traced: int, checkpointed: int | None = None) -> str:
+    """A training step of the system ``name`` fits into memory; nothing of the system need be on this machine.
+
+    Args:
+        name: as ``model.name``.
+        traced: bytes of a step, Python and its libraries aside.
+        checkpointed: the same with gradient checkpointing, where that is less.
+
+    Raises:
+        DeployError: it does not.
+    """
+    need, (total, available) = traced + FRAMEWORKS, memory_limit()
+    if need > available:
+        less = "use"
+        if checkpointed is not None and checkpointed < traced:
+            less = f"set model.gradient-checkpointing ({checkpointed / GIB:.1f} GiB), use"
+        raise DeployError(
+            f"A training step of {name} takes {traced / GIB:.1f} GiB and Python about {FRAMEWORKS / GIB:.1f}, and "
+            f"{available / GIB:.1f} of {total / GIB:.1f} are available: {less} a smaller system (umbel zoo) or a "
+            "larger machine."
+        )
+    return f"{traced / GIB:.1f} GiB a training step, about {FRAMEWORKS / GIB:.1f} for Python, of {available / GIB:.1f}"
 
 
 def check_port(address: str) -> str:

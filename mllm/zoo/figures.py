@@ -31,19 +31,19 @@ class Sizes:
 
     Attributes:
         parameters: all of them, each once.
-        tokens: image tokens of one image.
-        image_size: pixels a side.
         quantized_bytes: of the base as stored; embeddings, norms and convolutions in 16 bits.
         adapter_bytes: that a client sends and gets each round, float32.
+        tokens: image tokens of one image; None of families of transformers, like all that follows.
+        image_size: pixels a side.
         training_bytes: a training step on one image and 128 words in float32, see :mod:`mllm.zoo.memory`.
         checkpointed_bytes: the same with gradient checkpointing.
     """
 
     parameters: int
-    tokens: int
-    image_size: int
     quantized_bytes: int
     adapter_bytes: int
+    tokens: int | None = None
+    image_size: int | None = None
     training_bytes: int | None = None
     checkpointed_bytes: int | None = None
 
@@ -58,6 +58,34 @@ def count(system: System, *, memory: bool = True) -> Sizes:
     with torch.device("meta"), no_init_weights():
         model = ComposedForConditionalGeneration(config)
         model.tie_weights()  # left out with the initialisation
+    return _sizes(
+        model,
+        tokens=config.tokens_per_image,
+        image_size=config.image_size,
+        training_bytes=_traced(system, checkpointing=False) if memory else None,
+        checkpointed_bytes=_traced(system, checkpointing=True) if memory else None,
+    )
+
+
+def count_native(name: str) -> Sizes:
+    """Counts a family of transformers from its published configuration; its training step is not traced.
+
+    Raises:
+        ModelError: the family is not in the zoo.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from mllm.zoo.native_configs import native_config
+
+    config = native_config(name)
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForImageTextToText.from_config(config)
+        model.tie_weights()  # left out with the initialisation
+    return _sizes(model)
+
+
+def _sizes(model: Any, **more: int | None) -> Sizes:
     sites = [site for site in linear_sites(model) if not site.exempt]
     packed = {id(site.module.weight) for site in sites if site.part != "projector"}
     parameters = {id(p): p for p in model.parameters()}
@@ -65,12 +93,9 @@ def count(system: System, *, memory: bool = True) -> Sizes:
     trained = sum(RANK * (s.module.in_features + s.module.out_features) for s in sites if s.part == "language")
     return Sizes(
         parameters=sum(p.numel() for p in parameters.values()),
-        tokens=config.tokens_per_image,
-        image_size=config.image_size,
         quantized_bytes=round(stored),
         adapter_bytes=4 * trained,
-        training_bytes=_traced(system, checkpointing=False) if memory else None,
-        checkpointed_bytes=_traced(system, checkpointing=True) if memory else None,
+        **more,
     )
 
 
@@ -92,14 +117,18 @@ def record_sizes(names: list[str] | None = None, *, memory: bool = True) -> None
     """Counts systems and keeps the figures, each as soon as it is counted, so that a broken call goes on.
 
     Args:
-        names: of systems; by default those whose figures are not there.
-        memory: trace a training step as well, which takes minutes.
+        names: of systems and families; by default those whose figures are not there.
+        memory: trace a training step of systems as well, which takes minutes.
     """
     from dataclasses import asdict
 
     wanted = "training_bytes" if memory else "parameters"
-    for name in names or [name for name in SYSTEMS if wanted not in _read(SIZES).get(name, {})]:
-        made = {key: value for key, value in asdict(count(SYSTEMS[name], memory=memory)).items() if value is not None}
+    have = _read(SIZES)
+    missing = [name for name in SYSTEMS if wanted not in have.get(name, {})]
+    missing += [name for name in NATIVE if name not in have]
+    for name in names or missing:
+        found = count_native(name) if name in NATIVE else count(SYSTEMS[name], memory=memory)
+        made = {key: value for key, value in asdict(found).items() if value is not None}
         kept = _read(SIZES)
         kept[name] = kept.get(name, {}) | made
         SIZES.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", encoding="utf-8")
@@ -141,10 +170,43 @@ def rows() -> list[dict[str, Any]]:
                 "parameters": round(family.parameters * 1e9),
                 "tokens": family.tokens,
                 "note": "" if family.processor else "Its tiny form has no processor: row maps are tested, no run is.",
+                **sizes.get(name, {}),
                 "verified": verified(shown.get(name)),
             }
         )
     return found
+
+
+def published_bytes(name: str) -> int | None:
+    """Bytes of the published weights, 16 bits each, of a family of transformers at full size; None of other names.
+
+    Raises:
+        ModelError: the name has an unknown size, or the record cannot be read.
+    """
+    from mllm.zoo.store import split_name
+
+    parts = split_name(name)
+    if parts is None or parts[0] not in NATIVE or parts[1] != "full":
+        return None
+    return 2 * int(_read(SIZES).get(parts[0], {}).get("parameters", NATIVE[parts[0]].parameters * 1e9))
+
+
+def training_bytes(name: str) -> tuple[int, int | None] | None:
+    """Bytes of a training step of the zoo's ``name`` at full size, and with gradient checkpointing, as recorded.
+
+    None where the name is not in the zoo, asks for the tiny form, or was never counted. Nothing is fetched.
+
+    Raises:
+        ModelError: the name has an unknown size, or the record cannot be read.
+    """
+    from mllm.zoo.store import split_name
+
+    parts = split_name(name)
+    if parts is None or parts[1] != "full":
+        return None
+    found = _read(SIZES).get(parts[0], {})
+    traced, checkpointed = found.get("training_bytes"), found.get("checkpointed_bytes")
+    return None if traced is None else (int(traced), None if checkpointed is None else int(checkpointed))
 
 
 def verified(row: dict[str, Any] | None) -> dict[str, bool | None]:

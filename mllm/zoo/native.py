@@ -44,4 +44,4 @@ NATIVE: dict[str, Native] = {
         Native("qwen3_vl", "Qwen3-VL-2B", "Qwen/Qwen3-VL-2B-Instruct", "Apache-2.0", 2.13, "varies", True),
     )
 }
-"""Published sizes and licences are what the pages of these models state; they were not measured here."""
+"""Published sizes and licences are what the pages of these models state; :mod:`mllm.zoo.native_configs` counts them."""

@@ -198,27 +198,46 @@ def test_disk_memory_and_ports(tmp_path):
         preflight.check_port("192.0.2.1:9443")
 
 
-def test_a_container_s_limit_counts(tmp_path, monkeypatch):
-    (tmp_path / "max").write_text("1073741824\n")
-    monkeypatch.setattr(machine, "_CGROUPS", (tmp_path / "gone", tmp_path / "max"))
-    total, available = preflight.memory_limit()
-    assert total == 1 << 30
-    assert available <= 1 << 30
-    (tmp_path / "max").write_text("max\n")
-    assert preflight.memory_limit()[0] > 1 << 30
-
-
 def test_a_base_that_does_not_fit(tmp_path):
     with pytest.raises(DeployError, match="no safetensors"):
         preflight.check_model(tmp_path)
     with (tmp_path / "model.safetensors").open("wb") as stream:
         stream.truncate(1 << 20)
-    assert preflight.needed_memory(tmp_path) == pytest.approx(machine.FRAMEWORKS + 1.7 * (1 << 20), abs=1)
+    assert preflight.needed_memory(1 << 20) == pytest.approx(machine.FRAMEWORKS + 1.7 * (1 << 20), abs=1)
     assert "GiB" in preflight.check_model(tmp_path)
     with (tmp_path / "model.safetensors").open("r+b") as stream:
         stream.truncate(1 << 42)  # sparse
     with pytest.raises(DeployError, match="use a smaller base"):
         preflight.check_model(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "gib"), [("cobra", "64.8"), ("vl-mamba", "56.5"), ("cobra=/no/such/weights", "64.8")])
+def test_a_system_of_the_zoo_is_judged_by_its_traced_step_before_anything_is_fetched(name, gib, monkeypatch, capsys):
+    from mllm import checkpoint
+
+    monkeypatch.setattr(checkpoint, "resolve", lambda name: pytest.fail(f"{name} was fetched"))
+    for there, code in ((40 << 30, 85), (80 << 30, 0)):
+        monkeypatch.setattr(machine, "memory_limit", lambda there=there: (there, there))
+        arguments = ["preflight", "site", "--home", "/tmp", "--disk", "0", "--memory", "0", "--model", name, "--json"]
+        assert main(arguments) == code
+        said = {line["check"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}["base"]
+        assert said["ok"] == (code == 0)
+        assert f"{gib} GiB" in said["said"]
+        if code:
+            assert "40.0 of 40.0 are available: set model.gradient-checkpointing (" in said["said"]
+
+
+def test_a_family_of_transformers_is_judged_by_the_size_of_its_weights_before_they_are_fetched(monkeypatch, capsys):
+    from mllm import checkpoint
+
+    monkeypatch.setattr(checkpoint, "resolve", lambda name: pytest.fail(f"{name} was fetched"))
+    arguments = ["preflight", "site", "--home", "/tmp", "--disk", "0", "--memory", "0", "--model", "llava", "--json"]
+    for there, code in ((20 << 30, 85), (24 << 30, 0)):
+        monkeypatch.setattr(machine, "memory_limit", lambda there=there: (there, there))
+        assert main(arguments) == code
+        said = {line["check"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}["base"]
+        assert said["ok"] == (code == 0)
+        assert "23.4" in said["said"]
 
 
 def test_the_command_lists_every_finding_and_fails(tls, tmp_path, capsys):

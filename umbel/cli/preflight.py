@@ -92,7 +92,15 @@ def _machine(
 
 
 def _base(name: str) -> str:
-    from deploy.preflight import check_model
+    from deploy.preflight import check_model, check_stored, check_training
+    from mllm.zoo.figures import published_bytes, training_bytes
+
+    known = training_bytes(name)
+    if known is not None:
+        return check_training(name, *known)
+    stored = published_bytes(name)
+    if stored is not None:
+        return check_stored(name, stored)
     from mllm.checkpoint import resolve
 
     return check_model(resolve(name))

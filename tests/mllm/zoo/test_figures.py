@@ -58,15 +58,41 @@ def test_figures_that_are_there_are_not_counted_again(monkeypatch, tmp_path):
     monkeypatch.setattr(
         figures, "count", lambda system, *, memory: asked.append(system.name) or Sizes(1, 2, 3, 4, 5, 6)
     )
-    have = {name: {"parameters": 1, "training_bytes": 2} for name in SYSTEMS if name not in ("cobra", "mipha")}
+    have = {name: {"parameters": 1, "training_bytes": 2} for name in [*SYSTEMS, *NATIVE]}
+    have = {name: row for name, row in have.items() if name not in ("cobra", "mipha", "llava")}
     (tmp_path / "sizes.json").write_text(json.dumps(have | {"mipha": {"parameters": 9, "tokens": 8}}))
+    monkeypatch.setattr(figures, "count_native", lambda name: asked.append(name) or Sizes(7, 8, 9))
     figures.record_sizes()
-    assert sorted(asked) == ["cobra", "mipha"]
+    assert sorted(asked) == ["cobra", "llava", "mipha"]
     made = json.loads((tmp_path / "sizes.json").read_text())
     assert made["mipha"]["training_bytes"] == 6
     assert made["cobra"]["parameters"] == 1
+    assert made["llava"] == {"parameters": 7, "quantized_bytes": 8, "adapter_bytes": 9}
     figures.record_sizes()
-    assert len(asked) == 2
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_family_of_transformers_is_counted_from_its_published_configuration(name):
+    found, stated = figures.count_native(name), repr(NATIVE[name].parameters)
+    digits = len(stated.partition(".")[2])
+    assert round(found.parameters / 1e9, digits) == NATIVE[name].parameters
+    assert 0.55 < found.quantized_bytes / found.parameters < 1.6
+    row = {row["name"]: row for row in figures.rows()}[name]
+    assert (row["parameters"], row["quantized_bytes"], row["adapter_bytes"]) == (
+        found.parameters,
+        found.quantized_bytes,
+        found.adapter_bytes,
+    )
+    assert row["tokens"] == NATIVE[name].tokens
+
+
+def test_a_family_s_adapter_is_what_a_client_sends():
+    """Of LLaVA-1.5: seven linears of 32 layers of Vicuna, rank 8, float32."""
+    layer = 4 * (4096 + 4096) + 3 * (4096 + 11008)
+    assert figures.count_native("llava").adapter_bytes == 4 * 8 * 32 * layer
+    with pytest.raises(ModelError, match="Family 'x' is not in the zoo"):
+        figures.count_native("x")
 
 
 @pytest.mark.slow

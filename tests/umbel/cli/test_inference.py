@@ -9,7 +9,8 @@ from mllm.inference import Answerer
 from mllm.load import load_base
 from mllm.testing import random_image, tiny_composed
 from mllm.tune import attach
-from tests.federated import options, run_in_memory
+from tests.federated import lines as rounds
+from tests.federated import make_folder, options, run_in_memory
 from umbel.cli.main import main
 from umbel.config import LoraConfig
 
@@ -146,12 +147,42 @@ def test_a_run_is_asked_by_its_id(tiny_root, root, capsys, tmp_path):
     assert "leave --base out" in err
 
 
+@pytest.mark.parametrize("command", ["chat", "predict"])
+def test_a_question_longer_than_the_context_gets_one_sentence(command, root, capsys, tmp_path):
+    question = "what " * 5000
+    if command == "chat":
+        rest = ["--image", root / "a.png", question]
+    else:
+        line = {"image": "a.png", "question": question}
+        (root / "long.jsonl").write_text(json.dumps(line) + "\n")
+        rest = [root / "long.jsonl", tmp_path / "out.jsonl"]
+    code, out, err = call(capsys, command, "--base", root / "base", "--quantization", "none", *rest)
+    assert code == 20
+    said = " ".join(err.split())
+    assert "tokens, 16 of them image tokens, and the language model takes at most 1024: give it fewer images" in said
+    assert "Traceback" not in err
+    assert not out
+
+
+def test_a_site_with_a_row_longer_than_the_context_says_so_and_sends_nothing(tiny_root, tmp_path, caplog):
+    data = make_folder(tmp_path / "data")
+    lines = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    lines[0]["question"] = "what " * 5000
+    (data / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flat = options(tiny_root, run__directory=str(tmp_path), task__data=str(data), federation__rounds=1)
+    folder = run_in_memory(flat | {"train.unit": "epochs", "train.amount": 1})
+    assert "16 of them image tokens, and the language model takes at most 1024: give it fewer images" in caplog.text
+    assert (rounds(folder)[0]["survivors"], rounds(folder)[0]["rejected"]) == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
         (["chat", "what ?"], 10, "There is no model to ask"),
         (["chat", "--adapter", "nowhere", "what ?"], 70, "neither a run nor a folder"),
         (["chat", "--base", "demo", "--quantization", "int3", "what ?"], 10, "is unknown"),
+        (["chat", "--base", "demo", "--quantization", "int8-dynamic", "what ?"], 10, "silently wrong gradients"),
+        (["model", "inspect", "-c", "model.quantization=int8-dynamic"], 10, "silently wrong gradients"),
         (["chat", "--base", "{root}/base", "--image", "{root}/none.png", "what ?"], 20, "does not exist"),
         (["predict", "{root}/none.jsonl", "{root}/x.jsonl", "--base", "{root}/base"], 20, "cannot be read"),
         (["model", "inspect", "-c", "model.name={root}/nothing"], 30, "neither demo nor in the zoo"),
