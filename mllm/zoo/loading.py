@@ -23,7 +23,7 @@ GIB = 1 << 30
 _MOST_HEADER = 1 << 28
 _EMBEDDINGS = ("embed_tokens.weight", "backbone.embeddings.weight")
 _HEAD = "lm_head.weight"
-_PRUNED = (".q_proj.", ".k_proj.", ".v_proj.", ".o_proj.")
+_PRUNED = (".q_proj.", ".k_proj.", ".v_proj.", ".o_proj.", ".dense.")
 _FLOATS = ("F", "BF")
 _SIGNS = ("cannot allocate memory", "can't allocate memory", "not enough memory", "out of memory", "unable to mmap")
 
