@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from privacy.sampling import sampler_for
 from privacy.terms import Mechanism, Unit
 from umbel.adapter import AdapterSpec, Vector
 from umbel.config import RunConfig
+from umbel.errors import LedgerError
 
 _NOISE = "noise"
 
@@ -54,15 +56,37 @@ class SiteBudget:
         self._dataset = dataset
         self._run = run
 
-    def reserve(self, plan: PrivacyPlan, round_number: int) -> None:
+    def reserve(self, plan: PrivacyPlan, round_number: int) -> int:
         """Books one round of the plan, synced to disk before this returns.
+
+        Returns:
+            The line's number, for :meth:`unless_released`; 0 for correlated noise, whose one line pays for all rounds
+            of the run and is never given back.
 
         Raises:
             BudgetExceeded: the round would cost more than what is left; nothing may be released.
             LedgerError: the ledger cannot be trusted.
         """
         with Ledger.open(self._path) as ledger:
-            book(ledger, plan, dataset=self._dataset, run=self._run, round=round_number)
+            line = book(ledger, plan, dataset=self._dataset, run=self._run, round=round_number)
+        return 0 if plan.mechanism is Mechanism.BANDED else line
+
+    @contextmanager
+    def unless_released(self, line: int) -> Iterator[None]:
+        """Within it nothing that comes of the noise is stored or sent; an error that ends it gives ``line`` back.
+
+        The booking is that of one attempt alone, and what the attempt had made ends with it, so nobody learns what was
+        paid for. A killed process gives nothing back: it cannot know how far it came.
+
+        Args:
+            line: of :meth:`reserve`.
+        """
+        try:
+            yield
+        except Exception:
+            with suppress(LedgerError), Ledger.open(self._path, create=False) as ledger:  # or else it stays spent
+                ledger.settle(line, "void")
+            raise
 
     def reserve_sum(self, plan: PrivacyPlan, round_number: int, once: str) -> None:
         """Books one sum that this site helps to unmask; the same ``once`` is booked once only.

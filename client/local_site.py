@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from client.site import LedgerSummary, Site
 from client.store import FileStore, NodeStore
 from client.trainer import Trainer, TrainResult, learning_rate
 from mllm.lora import TunedModel
+from mllm.processing import check_rows
 from mllm.tasks.base import ExampleSet
 from mllm.warm import warm_model
 from privacy.plan import PrivacyPlan
@@ -101,6 +102,9 @@ class LocalSite(Site):
     def _budget(self) -> SiteBudget:
         return SiteBudget(self._premises.ledger, dataset=self._premises.dataset(), run=self._run)
 
+    def _unless_released(self, line: int) -> AbstractContextManager[None]:
+        return self._budget.unless_released(line) if line else nullcontext()
+
     def _received(self, spec_hash: str, adapter: Vector, round_number: int) -> tuple[TunedModel, Vector]:
         """This site's model at its own rank, and the adapter that it was sent at that rank.
 
@@ -130,6 +134,7 @@ class LocalSite(Site):
     def describe(self) -> Description:
         """See Site."""
         warm = warm_model(self._view)
+        warm.collator.require_teacher()
         return Description(
             site=self.name,
             spec_hash=warm.tuned.at_rank(self._rank).spec.hash,
@@ -142,7 +147,8 @@ class LocalSite(Site):
         """See Site. The same order again gives the same reply, without training or paying again."""
         found = self.prepare(order)
         if isinstance(found, RoundJob):
-            with paid_for() if found.private is not None else nullcontext():
+            paid = paid_for() if found.private is not None else nullcontext()
+            with self._unless_released(found.line), paid:
                 result = Trainer(found.tuned, found.collator, self._view.train).train(
                     found.examples,
                     found.client,
@@ -196,24 +202,39 @@ class LocalSite(Site):
     def _job(self, tuned: TunedModel, adapter: Vector, order: TrainOrder, key: str) -> RoundJob:
         """This site's own examples and the strategy's client half, after paying for them."""
         started, spec, (examples, _) = time.perf_counter(), tuned.spec, self._split()
+        collator = warm_model(self._view).collator
+        collator.require_teacher()  # this and the next before anything is paid for
+        check_rows(tuned.model, collator, examples)
         client = self._strategy.begin(spec, adapter, order.round, order.extras, self._kept())
+        seed = derive_seed("train", self._config.run.seed, self.name, order.round)
+        rounds = self._config.federation.rounds
+        span = ((order.round - 1) / rounds, order.round / rounds)
+        side = self._strategy.side(order.extras)
         private: PrivateSteps | None = None
-        settle = None
+        settle, line = None, 0
         plan = example_plan(self._config, len(examples))
         if plan is not None:
             self._check_planned(plan, order)
-            self._budget.reserve(plan, order.round)
             values = sum(spec.by_name[name].size for name in client.trainable)
             owner = f"{self._run}/{self.name}"
             private, settle = private_steps(
                 plan, self._config, owner=owner, values=values, round_number=order.round, store=self._store
             )
-        seed = derive_seed("train", self._config.run.seed, self.name, order.round)
-        rounds = self._config.federation.rounds
-        span = ((order.round - 1) / rounds, order.round / rounds)
-        side, collator = self._strategy.side(order.extras), warm_model(self._view).collator
+            line = self._budget.reserve(plan, order.round)  # last: what fails before it costs nothing
         return RoundJob(
-            key, order, client, examples, tuned, collator, seed, span, started, side, private=private, settle=settle
+            key,
+            order,
+            client,
+            examples,
+            tuned,
+            collator,
+            seed,
+            span,
+            started,
+            side,
+            private=private,
+            settle=settle,
+            line=line,
         )
 
     def _check_planned(self, plan: PrivacyPlan, order: TrainOrder) -> None:
@@ -244,15 +265,27 @@ class LocalSite(Site):
             local: the adapter after it.
             seconds: that the training took.
         """
-        order, client, spec = job.order, job.client, job.client.spec
         if job.settle is not None:
             job.settle()
+        whole = update_plan(self._config)
+        line = job.line if whole is None else self._budget.reserve(whole, job.order.round)
+        with self._unless_released(line):
+            outcome = self._upload(job, result, local, seconds, whole)
+        self._keep(job.client.keep(local))
+        if self._strategy.passes > 1:
+            keep_trained(self._store, Trained(job.order.round, local, job.client.start, outcome.metrics))
+        keep_outcome(self._store, outcome)
+        return outcome
+
+    def _upload(
+        self, job: RoundJob, result: TrainResult, local: Vector, seconds: float, whole: PrivacyPlan | None
+    ) -> RoundOutcome:
+        """The upload of a job that was trained. Stores and sends nothing, so that a failure costs nothing."""
+        order, client, spec = job.order, job.client, job.client.spec
         update = client.finish(
             local, steps=result.steps, learning_rate=learning_rate(self._config.train, sum(job.span) / 2)
         )
-        whole = update_plan(self._config)
         if whole is not None:
-            self._budget.reserve(whole, order.round)
             update = noised_update(whole, self._config, update, self._strategy.upload_spec(spec, order.round))
         sent: Vector | npt.NDArray[np.uint8] = update
         quantize = quantizer(self._config)
@@ -268,12 +301,7 @@ class LocalSite(Site):
         }
         if result.loss is not None and whole is None:
             metrics["loss"] = result.loss
-        outcome = RoundOutcome(job.key, sent, self._strategy.upload_spec(spec, order.round).hash, metrics)
-        self._keep(client.keep(local))
-        if self._strategy.passes > 1:
-            keep_trained(self._store, Trained(order.round, local, client.start, metrics))
-        keep_outcome(self._store, outcome)
-        return outcome
+        return RoundOutcome(job.key, sent, self._strategy.upload_spec(spec, order.round).hash, metrics)
 
     def _later_pass(self, order: TrainOrder, key: str) -> RoundOutcome:
         """Another upload of what was trained in this round, without new training and without new cost.

@@ -38,6 +38,7 @@ class RoundJob:
         side: corrections of frozen weights by module, which the model must be loaded with.
         private: example-level DP-SGD, or None.
         settle: must be called once after training, before anything leaves; None when there is nothing to settle.
+        line: of the ledger, that pays for this training alone; 0 where there is none.
     """
 
     key: str
@@ -52,6 +53,7 @@ class RoundJob:
     side: Mapping[str, SideTerm] = field(default_factory=dict)
     private: PrivateSteps | None = None
     settle: Callable[[], None] | None = None
+    line: int = 0
 
     @property
     def elapsed(self) -> float:

@@ -193,16 +193,28 @@ class _Step:
         if self._rounding is not None:
             self._rounding.exact()
         if self._client.hooked:
-            values = {name: p.detach().numpy() for name, p in self._parameters.items()}
-            gradients = {name: p.grad.numpy() for name, p in self._parameters.items() if p.grad is not None}
-            self._client.gradient(gradients, values)
+            gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+            with _as_arrays(gradients) as found, _as_arrays(self._parameters) as values:
+                self._client.gradient(found, values)
             self._optimizer.step()
-            self._client.after_step(values)
+            with _as_arrays(self._parameters) as values:
+                self._client.after_step(values)
         else:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         if self._rounding is not None:
             self._rounding.rounded()
+
+
+@contextmanager
+def _as_arrays(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+    """The tensors as arrays that a hook may change in place: themselves, or copies of a GPU's that are put back."""
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    yield arrays
+    for name, array in arrays.items():
+        target = tensors[name].detach()
+        if target.data_ptr() != array.ctypes.data:
+            target.copy_(torch.from_numpy(array))
 
 
 def learning_rate(config: TrainConfig, done: float) -> float:

@@ -88,6 +88,8 @@ def read_archive(path: Path) -> dict[str, tuple[Kind, bytes]]:
                 found[member.name] = (member.kind, data)
     except FileNotFoundError:
         raise DeployError(f"There is no backup at {path}: give the file that 'umbel backup' wrote.") from None
+    except PermissionError as error:
+        raise DeployError(f"{path} cannot be read ({error.strerror}): run this as the user who may read it.") from None
     except (OSError, tarfile.TarError, KeyError, ValueError, TypeError) as error:
         raise DeployError(f"{path} is no whole backup of umbel ({error}): use another backup.") from None
     return found

@@ -11,6 +11,8 @@ Keys are never in a backup: losing one costs an enrolment, leaking one costs the
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,15 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.archive import Kind, read_archive, write_archive
+from deploy.holdings import HEAD, SEGMENT, databases_of, files_below, logs_of
 from privacy.ledger import Ledger
 from privacy.ledger.absorb import absorb, salvage
-from privacy.ledger.store import APPLICATION
 from umbel.errors import DeployError
 from umbel.files import fsync_folder, write_atomic
-
-_SQLITE = b"SQLite format 3\0"
-_HEAD = "head.json"
-_SEGMENT = "audit-*.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +42,15 @@ def back_up(root: Path, archive: Path) -> dict[str, Kind]:
     """Copies every ledger, log and database under ``root`` into a new archive; services may go on meanwhile.
 
     Databases are copied by SQLite's own online backup, so that the copy is one moment's content. A log's head is
-    copied before its lines, so that the copy never lacks a line that its head names.
+    copied before its lines, so that the copy never lacks a line that its head names. What belongs into a backup and
+    cannot be copied whole is an error, never left out: nobody looks for it before the day it is needed.
 
     Returns:
         Name to kind.
 
     Raises:
-        DeployError: there is nothing to back up, the archive exists, or a file cannot be read.
+        DeployError: there is nothing to back up, the archive exists, a file or folder cannot be read, a database is
+            none any more, or a log lacks its head or its lines.
         LedgerError: a ledger is damaged: a backup of it would replace a good one some day.
     """
     root = root.expanduser().absolute()
@@ -58,10 +58,13 @@ def back_up(root: Path, archive: Path) -> dict[str, Kind]:
         raise DeployError(f"{archive} lies in the folder that is backed up: write it to another disk.")
     files: dict[str, tuple[Kind, bytes]] = {}
     try:
-        for folder in _logs(root):
-            for path in (folder / _HEAD, *sorted(folder.glob(_SEGMENT))):
+        if not root.is_dir():
+            raise DeployError(f"{root} is no folder: give the folder of a site or of a coordinator.")
+        found = files_below(root)
+        for folder in logs_of(found):
+            for path in (folder / HEAD, *sorted(folder.glob(SEGMENT))):
                 files[path.relative_to(root).as_posix()] = ("log", path.read_bytes())
-        for path, kind in _databases(root):
+        for path, kind in databases_of(found):
             if kind == "ledger":
                 with Ledger.open(path, create=False) as ledger:
                     ledger.verify()
@@ -86,10 +89,25 @@ def restore(root: Path, archive: Path, *, accept_loss: bool = False) -> list[Res
             book, and has made up for it (for example by a smaller budget).
 
     Raises:
-        DeployError: the backup is not whole, a ledger's spending since then would be forgotten, or two logs differ.
+        DeployError: the backup is not whole, a ledger's spending since then would be forgotten, two logs differ, or
+            this user may not read or write there.
     """
     root = root.expanduser().absolute()
     files = read_archive(archive.expanduser())
+    try:
+        for name in files:
+            _require_access(root / name)
+        return _put_back(root, archive, files, accept_loss=accept_loss)
+    except OSError as error:
+        raise DeployError(
+            f"{error.filename or root} cannot be read or written ({error.strerror}): run this as the user of the "
+            "service, with room on the disk."
+        ) from None
+
+
+def _put_back(
+    root: Path, archive: Path, files: Mapping[str, tuple[Kind, bytes]], *, accept_loss: bool
+) -> list[Restored]:
     made = _time(archive)
     ledgers = {name: data for name, (kind, data) in files.items() if kind == "ledger"}
     if not accept_loss:
@@ -100,6 +118,20 @@ def restore(root: Path, archive: Path, *, accept_loss: bool = False) -> list[Res
     done += [_restore_log(root, folder, files, longer=longer) for folder, longer in logs.items()]
     done += [_restore_database(root / name, name, data) for name, (kind, data) in files.items() if kind == "database"]
     return done
+
+
+def _require_access(path: Path) -> None:
+    """An unreadable ledger must not pass for a damaged one, nor half of a restore be done.
+
+    Raises:
+        OSError: this user may not read or write the file, or not make it.
+    """
+    place, wanted = path, os.R_OK | os.W_OK
+    while not os.path.lexists(place):
+        place, wanted = place.parent, os.W_OK | os.X_OK
+    for part, needed in ((place, wanted), (place.parent, os.X_OK)):
+        if not os.access(part, needed, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(part))
 
 
 def _require_known(path: Path, made: str) -> None:
@@ -138,7 +170,7 @@ def _log_decisions(root: Path, files: Mapping[str, tuple[Kind, bytes]]) -> dict[
         prefix = f"{folder}/" if folder else ""
         backed = _joined({name: data for name, (kind, data) in files.items() if kind == "log"}, prefix)
         try:
-            present = b"".join(path.read_bytes() for path in sorted((root / folder).glob(_SEGMENT)))
+            present = b"".join(path.read_bytes() for path in sorted((root / folder).glob(SEGMENT)))
         except OSError as error:
             raise DeployError(
                 f"The log {root / folder} cannot be read ({error.strerror}): run this as its owner."
@@ -161,7 +193,7 @@ def _joined(files: Mapping[str, bytes], prefix: str) -> bytes:
 
 
 def _restore_log(root: Path, folder: str, files: Mapping[str, tuple[Kind, bytes]], *, longer: bool) -> Restored:
-    if not longer and (root / folder / _HEAD).is_file():
+    if not longer and (root / folder / HEAD).is_file():
         return Restored(folder, "log", "kept", "it goes at least as far as the backup")
     prefix = f"{folder}/" if folder else ""
     for name in sorted(name for name in files if name.startswith(prefix) and files[name][0] == "log"):
@@ -191,6 +223,13 @@ def _set_aside(path: Path) -> Path | None:
 
 
 def _write(path: Path, data: bytes) -> None:
+    missing = []
+    folder = path.parent
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700)  # as a site makes them: mkdir's own parents=True would open those between to others
     write_atomic(path, data, mode=0o600)
 
 
@@ -216,23 +255,6 @@ def _as_file(data: bytes) -> Iterator[Path]:
         path.write_bytes(data)
         path.chmod(0o600)
         yield path
-
-
-def _logs(root: Path) -> list[Path]:
-    return sorted({path.parent for path in root.rglob(_SEGMENT) if (path.parent / _HEAD).is_file()})
-
-
-def _databases(root: Path) -> list[tuple[Path, Kind]]:
-    found: list[tuple[Path, Kind]] = []
-    for path in sorted(root.rglob("*.sqlite")) + sorted(root.rglob("*.db")):
-        if path.is_symlink() or not path.is_file():
-            continue
-        with path.open("rb") as stream:
-            header = stream.read(72)
-        if header.startswith(_SQLITE):
-            ledger = int.from_bytes(header[68:72], "big") == APPLICATION
-            found.append((path, "ledger" if ledger else "database"))
-    return found
 
 
 def _time(archive: Path) -> str:

@@ -5,7 +5,7 @@
     BUNDLE/
     ├── wheels/            umbel and everything it stands on
     ├── requirements.lock  every wheel by version and SHA-256: pip refuses any other file
-    ├── images.txt         container images, for a machine that mirrors them
+    ├── images.txt         container images, for a machine that mirrors them; umbel's own are built from the bundle
     ├── deploy/            Compose files, chart, units, Dockerfiles, proxy, dashboard
     ├── install.sh         installs from wheels/ alone, without any network
     ├── MANIFEST.json      versions, platform, size and SHA-256 of every file
@@ -45,9 +45,9 @@ MANIFEST, SUMS, LOCK, IMAGES, INSTALL, WHEELS = (
 )
 FORMAT = 1
 _WHEEL = re.compile(r"(?P<name>[A-Za-z0-9_.]+)-(?P<version>[A-Za-z0-9_.!+]+)(-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
-_ENVIRONMENT = re.compile(
-    r"^\s*image:\s*\"?\$\{[A-Z_]+:-(?P<image>[^}]+)\}|^\s*image:\s*\"?(?P<plain>[a-z0-9][^\s\"$]*)"
-)
+_COMPOSED = re.compile(r"^\s*image:\s*\"?(?:\$\{[A-Z_]+:-([^}]+)\}|([a-z0-9][^\s\"$]*))", re.MULTILINE)
+_BASE = re.compile(r"^ARG PYTHON_IMAGE=(\S+)$", re.MULTILINE)
+_CHARTED = re.compile(r"^ *repository: (\S+)\n *tag: (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,43 @@ class Plan:
 
 
 def write_bundle(plan: Plan) -> str:
-    """Writes a bundle and returns the SHA-256 of its SHA256SUMS.
+    """Writes a bundle and returns the SHA-256 of its SHA256SUMS; where it fails, nothing is left of it.
 
     Raises:
-        DeployError: the target is not empty, pip is missing or fails, or a dependency has no wheel for another
-            machine's platform (for a machine like this one it is built here).
+        DeployError: the target is not empty or cannot be written, pip is missing or fails, or a dependency has no wheel
+            for another machine's platform (for a machine like this one it is built here).
     """
     target = plan.target.expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DeployError(f"{target} is not empty: give the name of a new folder.")
-    target.mkdir(parents=True, exist_ok=True)
+    made = False
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise DeployError(f"{target} is not empty: give the name of a new folder.")
+        made = not target.exists()
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            return _fill(plan, target)
+        except BaseException:
+            _empty(target, remove=made)  # so that the next try finds room
+            raise
+    except OSError as error:
+        raise DeployError(
+            f"The bundle cannot be written to {target} ({error.strerror or error}): choose a folder that you may write "
+            "to, with room on the disk."
+        ) from None
+
+
+def _empty(target: Path, *, remove: bool) -> None:
+    """Removes what is in a folder that was empty before, and the folder where it was made."""
+    for path in target.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if remove:
+        target.rmdir()
+
+
+def _fill(plan: Plan, target: Path) -> str:
     wheels = target / WHEELS
     wheels.mkdir()
     own = _own_wheel(plan.project, wheels)
@@ -126,13 +153,14 @@ def verify_bundle(target: Path, *, sums: str | None = None) -> int:
 
 
 def images(source: Path) -> list[str]:
-    """Names of all container images that the Compose files and the chart use."""
+    """Names of all container images that the Compose files, the charts' values and the Dockerfiles name."""
     found = set()
-    for path in sorted(source.glob("compose/*.yaml")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            match = _ENVIRONMENT.match(line)
-            if match:
-                found.add(match["image"] or match["plain"])
+    for path in source.glob("compose/*.yaml"):
+        found |= {given or plain for given, plain in _COMPOSED.findall(path.read_text(encoding="utf-8"))}
+    for path in source.glob("helm/*/values.yaml"):
+        found |= {f"{name}:{tag}" for name, tag in _CHARTED.findall(path.read_text(encoding="utf-8"))}
+    for path in source.glob("docker/Dockerfile*"):
+        found |= set(_BASE.findall(path.read_text(encoding="utf-8")))
     return sorted(found)
 
 

@@ -1,15 +1,15 @@
 #!/bin/sh
 # Installs umbel from this bundle alone; no network is used.
 #
-#   sh install.sh [--prefix /opt/umbel] [--python python3.11] [--units] [--user umbel]
+#   sh install.sh [--prefix /opt/umbel] [--python python3.11] [--units]
 #
-# --units also makes the user, the folders and the systemd units of a site; it needs root. Running it again upgrades:
-# the new environment is made beside the old one and takes its place in one step; the old one stays as PREFIX.previous.
+# --units also makes the users umbel (the agent) and umbel-courier (the SuperNode), each with a group of its own, the
+# folders and the systemd units of a site; it needs root. Running it again upgrades: the new environment is made beside
+# the old one and takes its place in one step; the old one stays as PREFIX.previous.
 set -eu
 
 prefix=/opt/umbel
 python=python3
-user=umbel
 units=no
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 
@@ -22,7 +22,6 @@ while [ $# -gt 0 ]; do
     case $1 in
         --prefix) [ $# -ge 2 ] || fail "--prefix needs a folder."; prefix=$2; shift 2 ;;
         --python) [ $# -ge 2 ] || fail "--python needs a command."; python=$2; shift 2 ;;
-        --user) [ $# -ge 2 ] || fail "--user needs a name."; user=$2; shift 2 ;;
         --units) units=yes; shift ;;
         *) fail "unknown option $1: the first lines of this file say which there are." ;;
     esac
@@ -35,7 +34,7 @@ esac
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
     || fail "$python is missing or older than 3.11: give one with --python."
 if [ "$units" = yes ] && [ "$(id -u)" -ne 0 ]; then
-    fail "--units makes a user and services: run it as root, or leave it out."
+    fail "--units makes users and services: run it as root, or leave it out."
 fi
 
 echo "Checking the bundle"
@@ -60,8 +59,22 @@ mv -- "$new" "$prefix"
 trap - EXIT
 
 if [ "$units" = yes ]; then
-    id "$user" >/dev/null 2>&1 || useradd --system --home-dir /var/lib/umbel --shell /usr/sbin/nologin "$user"
-    install -d -o "$user" -g "$user" -m 0700 /var/lib/umbel /var/lib/umbel/site /etc/umbel
+    for user in umbel umbel-courier; do
+        id "$user" >/dev/null 2>&1 \
+            || useradd --system --user-group --home-dir "/var/lib/$user" --shell /usr/sbin/nologin "$user"
+    done
+    case " $(id -Gn umbel-courier) " in
+        *" umbel "*) fail "umbel-courier is in the group umbel: take it out, the SuperNode must not read what is the agent's." ;;
+    esac
+    install -d -o root -g root -m 0755 /etc/umbel
+    install -d -o umbel -g umbel -m 0700 /var/lib/umbel /var/lib/umbel/site
+    install -d -o umbel-courier -g umbel-courier -m 0700 /var/lib/umbel-courier /etc/umbel/node
+    # An earlier version ran both as one user: what the SuperNode needs becomes its own.
+    for file in ca.pem supernode supernode.pub; do
+        [ ! -f "/etc/umbel/node/$file" ] || chown umbel-courier:umbel-courier "/etc/umbel/node/$file"
+    done
+    install -D -m 0644 "$here/deploy/systemd/umbel.tmpfiles" /etc/tmpfiles.d/umbel.conf
+    systemd-tmpfiles --create /etc/tmpfiles.d/umbel.conf
     install -m 0644 "$here"/deploy/systemd/*.service "$here"/deploy/systemd/*.target /etc/systemd/system/
     systemctl daemon-reload
     echo "Units installed; start them with: systemctl enable --now umbel-site.target"

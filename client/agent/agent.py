@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -21,17 +22,20 @@ from client.agent.books import anchor, costs, last_anchor, open_books
 from client.agent.bundle import Bundle
 from client.agent.definition import RunDefinition
 from client.agent.house import House
-from client.agent.rules import check_hours, check_order, check_run, objections, site_rank
+from client.agent.models import check_models
+from client.agent.open_round import OpenRound
+from client.agent.rules import begin_run, check_hours, check_order, check_run, objections, run_id, site_rank
 from client.agent.site_premises import SitePremises
+from client.agent.turned_away import TurnedAway
 from client.agent.watch import Watch
 from client.interrupt import watched
 from client.local_site import LocalSite
 from client.site import LedgerSummary, Site
-from client.store import MemoryStore
-from mllm.warm import warm_model
+from client.store import FileStore, MemoryStore
 from umbel import __version__
+from umbel.canonical import canonical_json
 from umbel.config import RunConfig
-from umbel.errors import ConfigError, LedgerError, ModelError, SiteError, UmbelError
+from umbel.errors import ConfigError, LedgerError, SiteError, UmbelError
 from umbel.logs import about
 from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply
 
@@ -102,10 +106,12 @@ class Agent:
             anchor(house.ledger, known)
         open_books(house.ledger, house.policy)
         self._known, _ = anchor(house.ledger, known)
+        self._turned_away = TurnedAway(self.log)
         self.log.append("started", version=__version__, policy=house.policy_hash, ledger=self._known.record())
 
     def close(self) -> None:
         """Notes the end of the agent's work."""
+        self._turned_away.close()
         self.log.append("stopped", ledger=self._known.record())
 
     def idle(self, seconds: float) -> bool:
@@ -114,6 +120,17 @@ class Agent:
         if free:
             self._work.release()
         return free
+
+    def turn_away(self, whose: dict[str, Any], error: UmbelError) -> None:
+        """Notes a call that was refused before it could be asked here.
+
+        Args:
+            whose: coordinator, peer, run and action, as far as they are known.
+            error: with the sentence that the caller got.
+        """
+        self.counts.asked += 1
+        self.counts.refused += 1
+        self._turned_away.note(whose, error)
 
     def describe(self, call: Call) -> Description:
         """See Site: for a run that may train here."""
@@ -124,12 +141,19 @@ class Agent:
         facts = {"round": order.round, "pass": order.pass_number, **_weight(order.bound)}
 
         def work(site: Site, premises: SitePremises) -> TrainReply | SecAggStep:
-            check_hours(self.house.policy)
+            definition = _definition(call)
+            begun = OpenRound(FileStore(premises.folder), definition.config)
+            known = begun.covers(order)
+            if not known:
+                check_hours(self.house.policy)
             check_order(self.house.policy, premises.view, order, len(premises.examples()))
+            begin_run(self.house, definition, run_id(definition, call.run))
+            if not known:
+                begun.note(order)
             return site.train(order)
 
         def left(reply: TrainReply | SecAggStep) -> dict[str, Any]:
-            return _payload(reply.payload) if isinstance(reply, SecAggStep) else _weight(reply.update)
+            return _payload(reply.payload) if isinstance(reply, SecAggStep) else _update(reply)
 
         return self._answer(call, "train", facts, work, left)
 
@@ -160,7 +184,8 @@ class Agent:
         with self._noted(call, "dry run", {}) as (note, _):
             if not self.house.policy.dry_run:
                 raise SiteError("This site answers no dry runs: its owner can set dry-run=true.")
-            found = objections(self.house, _definition(call))
+            definition = _definition(call)
+            found = objections(self.house, definition, run=run_id(definition, call.run))
             note(_said(found))
             return found
 
@@ -176,8 +201,8 @@ class Agent:
         with self._noted(call, action, facts) as (note, whose):
             definition = _definition(call)
             whose["definition"] = definition.hash
-            check_run(self.house, definition)
-            with self._turn(call, action):
+            check_run(self.house, definition, run_id(definition, call.run))
+            with self._turn(call, action, facts.get("round")):
                 site, premises = self._site(call, definition)
                 anchor(self.house.ledger, self._known)
                 with watched(call.watch.check):
@@ -226,14 +251,14 @@ class Agent:
             self._known = now
 
     @contextmanager
-    def _turn(self, call: Call, action: str) -> Iterator[None]:
+    def _turn(self, call: Call, action: str, round_number: int | None) -> Iterator[None]:
         """One piece of work at a time: there is one base, and one store a run."""
         while not self._work.acquire(timeout=_SECONDS):
             call.watch.check(False)
         try:
             call.watch.check(False)
             self.counts.working = f"{action} of run {call.run} for {call.coordinator}"
-            with about(run=call.run):
+            with about(run=call.run, round_number=round_number):
                 yield
         finally:
             self.counts.working = ""
@@ -241,16 +266,11 @@ class Agent:
 
     def _site(self, call: Call, definition: RunDefinition) -> tuple[Site, SitePremises]:
         config = definition.config
-        run = call.run if config.run.id == "auto" else config.run.id
+        run = run_id(definition, call.run)
         key = (call.coordinator, run, definition.hash)
         if key not in self._sites:
             premises = SitePremises(self.house, config, call.coordinator, run)
-            wanted = self.house.policy.model(config.model.reference)
-            if wanted is not None and wanted.hash and warm_model(premises.view).base.hash != wanted.hash:
-                raise ModelError(
-                    f"The model {wanted.name!r} at this site is not the one that its policy names by hash: put the "
-                    "right files there."
-                )
+            check_models(self.house.policy, config, premises.view)
             site = LocalSite(
                 config,
                 0,
@@ -293,6 +313,16 @@ def _no_constant(name: str) -> float:
 
 def _weight(vector: np.ndarray[Any, Any]) -> dict[str, Any]:
     return _payload(np.ascontiguousarray(vector).tobytes())
+
+
+def _update(reply: TrainReply) -> dict[str, Any]:
+    """Update, metrics and layout in one hash: everything that leaves."""
+    if not all(math.isfinite(value) for value in reply.metrics.values()):
+        raise SiteError(
+            "The round gave a loss that is no finite number, and nothing was sent: lower the learning rate."
+        )
+    rest = canonical_json({"metrics": reply.metrics, "spec_hash": reply.spec_hash})
+    return {**_payload(np.ascontiguousarray(reply.update).tobytes() + rest), "metrics": reply.metrics}
 
 
 def _payload(data: bytes) -> dict[str, Any]:

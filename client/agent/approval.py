@@ -30,6 +30,7 @@ class Approval:
         site: name of the site.
         person: who approved, as they said.
         since, until: UTC; runs may train in between.
+        runs: how many run ids the definition may be trained under, those before this approval included.
     """
 
     definition: str
@@ -37,6 +38,7 @@ class Approval:
     person: str
     since: datetime
     until: datetime
+    runs: int = 1
 
 
 class Approvals:
@@ -51,9 +53,19 @@ class Approvals:
         self._folder, self._site = folder, site
 
     def approve(
-        self, definition: RunDefinition, identity: Identity, log: AuditLog, *, person: str, days: float
+        self, definition: RunDefinition, identity: Identity, log: AuditLog, *, person: str, days: float, begun: int = 0
     ) -> Approval:
         """Signs an approval, notes it in the log, then stores it.
+
+        Each approval allows one run id more than were begun or allowed before it.
+
+        Args:
+            definition: that is approved.
+            identity: of the site.
+            log: of the site.
+            person: who approves.
+            days: for how long.
+            begun: under how many run ids the definition was trained already.
 
         Raises:
             SiteError: ``days`` is not above 0, or the log cannot be trusted or written.
@@ -62,18 +74,24 @@ class Approvals:
             raise SiteError(f"An approval for {days:g} days cannot be given: choose between 0 and 3660.")
         since = datetime.now(UTC)
         until = since + timedelta(days=days)
+        try:
+            runs = max(begun, self.find(definition, identity.public).runs) + 1
+        except SiteError:
+            runs = begun + 1
         body = {
             "definition": definition.hash,
             "site": self._site,
             "person": person,
             "since": since.isoformat(),
             "until": until.isoformat(),
+            "runs": runs,
             "body": definition.body(),
         }
-        log.append("approved", definition=definition.hash, person=person, until=until.isoformat(), of=definition.body())
+        facts = {"person": person, "until": until.isoformat(), "runs": runs}
+        log.append("approved", definition=definition.hash, **facts, of=definition.body())
         signed = {**body, "signature": identity.sign(_PURPOSE + canonical_json(body)).hex()}
         write_atomic(self._folder / f"{definition.hash}.json", json.dumps(signed, indent=1).encode(), mode=0o600)
-        return Approval(definition.hash, self._site, person, since, until)
+        return Approval(definition.hash, self._site, person, since, until, runs)
 
     def withdraw(self, definition: str, log: AuditLog, *, person: str) -> None:
         """Takes an approval back: rounds that were not begun are refused from now on.
@@ -104,6 +122,7 @@ class Approvals:
                 signed["person"],
                 datetime.fromisoformat(signed["since"]),
                 datetime.fromisoformat(signed["until"]),
+                int(signed.get("runs", 1)),
             )
         except FileNotFoundError:
             raise SiteError(

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,7 +148,10 @@ class AuditLog:
                 _write_head(self._folder, Head(), self._signer)
             return
         known = _read_head(self._folder, self._signer.public)
-        data = found[-1].read_bytes()
+        try:
+            data = found[-1].read_bytes()
+        except OSError as error:
+            raise _unreadable(found[-1], error) from None
         whole = data.rfind(b"\n") + 1
         ends = _walk(self._folder, self._signer.public, torn=whole < len(data))
         if ends.number not in (known.number, known.number + 1):
@@ -160,7 +164,10 @@ class AuditLog:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unreadable(self._folder, error) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -209,8 +216,15 @@ def sign_line(body: Mapping[str, Any], signer: Signer) -> bytes:
 
 
 def segments(folder: Path) -> list[Path]:
-    """Files of the log, oldest first."""
-    return sorted(folder.glob("audit-*.jsonl"), key=_number_of)
+    """Files of the log, oldest first; none where there is no folder. Raises SiteError when it cannot be read."""
+    try:
+        # Not glob, which takes a folder that it may not read for an empty one.
+        found = [folder / name for name in os.listdir(folder) if fnmatch(name, "audit-*.jsonl")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return sorted(found, key=_number_of)
 
 
 def segment(folder: Path, number: int) -> Path:
@@ -264,7 +278,7 @@ def _raw_lines(path: Path, *, torn: bool = False) -> Iterator[bytes]:
                     raise SiteError(f"The last line of {path} is not whole: the file was cut.")
                 yield raw[:-1]
     except OSError as error:
-        raise SiteError(f"The log {path} cannot be read ({error.strerror}): make it readable to the site.") from None
+        raise _unreadable(path, error) from None
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -280,15 +294,19 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _read_head(folder: Path, public: bytes) -> Head:
     path = folder / _HEAD_FILE
     try:
-        body = json.loads(path.read_bytes())
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise SiteError(f"The log {folder} has no {_HEAD_FILE}: restore it from the backup.") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        body = json.loads(data)
         signature = bytes.fromhex(body.pop("signature"))
         Ed25519PublicKey.from_public_bytes(public).verify(signature, _HEAD + canonical_json(body))
         number, digest = body["number"], body["hash"]
         if type(number) is not int or type(digest) is not str:
             raise ValueError("types")
-    except FileNotFoundError:
-        raise SiteError(f"The log {folder} has no {_HEAD_FILE}: restore it from the backup.") from None
-    except (OSError, InvalidSignature, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (InvalidSignature, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise SiteError(
             f"{path} does not carry this site's signature: it was altered, or keys.identity is another key now; "
             "restore it from the backup."
@@ -300,6 +318,13 @@ def _write_head(folder: Path, head: Head, signer: Signer) -> None:
     body = {"number": head.number, "hash": head.hash}
     signed = {**body, "signature": signer.sign(_HEAD + canonical_json(body)).hex()}
     write_atomic(folder / _HEAD_FILE, canonical_json(signed), mode=0o600)
+
+
+def _unreadable(path: Path, error: OSError) -> SiteError:
+    return SiteError(
+        f"The log {path} cannot be read or written ({error.strerror}): run this as the site's own user, or give the "
+        "folder back to that user."
+    )
 
 
 def _number_of(path: Path) -> int:

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from client.agent.audit_log import AuditLog
-from client.agent.books import anchor, last_anchor
+from client.agent.books import anchor, last_anchor, require_log
 from client.agent.house import House
 from client.agent.policy import Data
+from privacy.secagg import Identity
 from privacy.secagg.pinned import ROSTER
 from umbel.config import RunConfig
 from umbel.errors import DataError, SiteError
@@ -27,6 +28,7 @@ def checks(folder: Path, *, load: bool = True) -> Iterator[str]:
         UmbelError: the first thing that is wrong, in its sentence.
     """
     house = House.open(folder)
+    house.require_access()
     policy = house.policy
     yield f"policy: site {policy.name}, {len(policy.coordinators)} coordinators, {len(policy.data)} data sets"
     identity = house.identity()
@@ -40,19 +42,26 @@ def checks(folder: Path, *, load: bool = True) -> Iterator[str]:
         yield "coordinators: none, so nobody can ask for anything"
     if any(c.socket for c in policy.coordinators) or policy.listen.address:
         yield f"roster: {_roster(house)}"
-    known = last_anchor(house.log) if house.log.exists() else None
-    if known is not None:
-        head = AuditLog(house.log, identity).head
-        yield f"log: {head.number} lines, unchanged"
-        if known.lines or house.ledger.exists():
-            anchor(house.ledger, known)
-    yield (
-        "ledger: goes on from what the log knows" if known is not None else "log and ledger: begin with the first start"
-    )
+    yield from _books(house, identity)
     if load:
         yield from _loaded(house)
     now = "open" if policy.hours.admit(datetime.now(UTC)) else "closed"
     yield f"hours: {now} now"
+
+
+def _books(house: House, identity: Identity) -> Iterator[str]:
+    # The log is verified before anything that it says of the ledger is believed.
+    logged = house.log.exists()
+    if logged:
+        yield f"log: {AuditLog(house.log, identity).head.number} lines, unchanged"
+    require_log(house.log, house.ledger)
+    if not logged:
+        yield "log and ledger: begin with the first start"
+        return
+    known = last_anchor(house.log)
+    if known.lines or house.ledger.exists():
+        anchor(house.ledger, known)
+    yield "ledger: goes on from what the log knows"
 
 
 def _roster(house: House) -> str:
@@ -66,9 +75,27 @@ def _roster(house: House) -> str:
     return f"{len(house.roster())} sites"
 
 
+def no_gpu(house: House) -> str:
+    """What is to be said where site.toml allows a GPU and this process has none; "" otherwise."""
+    if not house.policy.limits.gpu:
+        return ""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return (
+        "site.toml allows a GPU (limits.gpu) and torch finds none: training uses the processor; look at the driver and "
+        "at CUDA_VISIBLE_DEVICES, or set gpu = false."
+    )
+
+
 def _loaded(house: House) -> Iterator[str]:
+    from client.agent.server import prepare_machine
     from mllm.load import load_base
 
+    prepare_machine(house)
+    if missing := no_gpu(house):
+        yield f"warning: {missing}"
     for model in house.policy.models:
         base = load_base(str(house.place(model.path)) if model.path else model.name)
         if model.hash and base.hash != model.hash:

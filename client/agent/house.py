@@ -56,11 +56,24 @@ class House:
         """Reads the policy; keys are read when they are needed.
 
         Raises:
-            SiteError: the policy cannot be read or is not accepted.
+            SiteError: the policy cannot be read or is not accepted, or this user may not look into ``state``.
         """
         folder = folder.expanduser().absolute()
         policy = read_policy(folder / POLICY)
-        return cls(folder, policy, hashlib.sha256((folder / POLICY).read_bytes()).hexdigest())
+        house = cls(folder, policy, hashlib.sha256((folder / POLICY).read_bytes()).hexdigest())
+        house.require_access(os.R_OK | os.X_OK)
+        return house
+
+    def require_access(self, wanted: int = os.R_OK | os.W_OK | os.X_OK) -> None:
+        """Raises SiteError where ``state`` is there and this user may not use it so (``os.access``).
+
+        What stands in a folder that cannot be read would otherwise pass for missing, or for altered.
+        """
+        if os.path.lexists(self.state) and not os.access(self.state, wanted, effective_ids=True):
+            raise SiteError(
+                f"{self.state} is not open to this user: run this as the site's own user, or give the folder back to "
+                "that user."
+            )
 
     @property
     def keys(self) -> Path:
@@ -143,7 +156,7 @@ class House:
             SecAggError: what is signed is no roster.
         """
         seen = self.state / "roster-version"
-        newest = int(seen.read_text("ascii")) if seen.exists() else 0
+        newest = _newest(seen)
         roster, version = pinned_roster(self.keys, minimum=newest)
         if version > newest:
             write_atomic(seen, str(version).encode(), mode=0o600)
@@ -154,6 +167,24 @@ class House:
                 "identity.pub and put the new roster there."
             )
         return roster
+
+
+def _newest(seen: Path) -> int:
+    """The newest roster's version; 0 before the first. Raises SiteError: counting anew would take an old roster."""
+    try:
+        text = seen.read_text("ascii").strip()
+    except FileNotFoundError:
+        return 0
+    except UnicodeDecodeError:
+        text = ""
+    except OSError as error:
+        raise SiteError(f"{seen} cannot be read ({error.strerror}): run this as the site's own user.") from None
+    if not text.isdigit():
+        raise SiteError(
+            f"{seen} does not hold the version of the newest roster: restore it from the backup, or write there the "
+            "version that the federation names."
+        )
+    return int(text)
 
 
 def init(folder: Path, name: str) -> House:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from datetime import datetime, time
 from pathlib import Path
@@ -46,6 +47,13 @@ class Listen(Rule):
     """Folder with ca.pem, cert.pem, key.pem and perhaps crl.pem."""
     roles: tuple[str, ...] = Field(default=("client",), strict=False)
     """Roles (organizational units of certificates) that may call."""
+
+    @field_validator("roles")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(value):
+            raise ValueError("no role is named, so nobody could call: name roles of certificates, or leave roles out")
+        return value
 
 
 class Coordinator(Rule):
@@ -104,6 +112,8 @@ class Runs(Rule):
 
     approval: Literal["each", "none"] = "each"
     """each: a person approves every run definition with ``umbel site review --approve``; none: the rules suffice."""
+    repeat: bool = False
+    """Whether a definition may be trained under any number of run ids; otherwise under one for each approval of it."""
     strategies: tuple[str, ...] = Field(default=(), strict=False)
     rank: int = Field(default=0, ge=0)
     """Largest LoRA rank."""
@@ -236,7 +246,7 @@ def read_policy(path: Path) -> SitePolicy:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise SiteError(f"{path} cannot be read ({error}): mend it, until then nothing is allowed.") from None
     try:
-        return SitePolicy.model_validate(table)
+        policy = SitePolicy.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -245,3 +255,22 @@ def read_policy(path: Path) -> SitePolicy:
         raise SiteError(
             f"{path} is not accepted ({key + ': ' if key else ''}{message}): mend it, until then nothing is allowed."
         ) from None
+    _check_places(path, policy)
+    return policy
+
+
+def _check_places(path: Path, policy: SitePolicy) -> None:
+    """One set of examples has one budget, by whatever names and links it is reached."""
+    seen: dict[tuple[str, str], str] = {}
+    for data in policy.data:
+        lines = path.parent / Path(data.root).expanduser() / "train.jsonl"
+        try:
+            place = (data.task, os.path.realpath(lines) if data.root else "")
+        except ValueError:
+            raise SiteError(f"{path} is not accepted (data {data.name!r}: its root is no path): mend it.") from None
+        first = seen.setdefault(place, data.name)
+        if first != data.name:
+            raise SiteError(
+                f"{path} is not accepted (data {first!r} and {data.name!r} are the same examples, which would have two "
+                "budgets): keep one of the two tables, until then nothing is allowed."
+            )

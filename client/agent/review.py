@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from client.agent.audit_log import AuditLog
 from client.agent.bundle import Bundle, read_bundle
 from client.agent.definition import RunDefinition
 from client.agent.house import House
-from client.agent.rules import columns, objections, place_of
+from client.agent.policy import SitePolicy
+from client.agent.rules import begun_runs, columns, objections, place_of, too_long
 from client.agent.site_premises import known_data, site_examples, site_view
+from client.agent.video_lines import FIELD, has_videos
 from client.batches import steps_for
 from client.budget import example_plan, update_plan
 from privacy.accounting import Event, epsilon
@@ -30,10 +32,11 @@ _APP = ("tool", "flwr", "app", "config")
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """What a person reads: facts as (name, text), and what the policy has against the run."""
+    """What a person reads: facts as (name, text), what the policy has against the run, what it allows unwisely."""
 
     facts: tuple[tuple[str, str], ...]
     objections: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def make_definition(
@@ -71,28 +74,40 @@ def review_run(house: House, definition: RunDefinition) -> Review:
         ("coordinator", definition.coordinator),
         ("bundle", _bundle(definition.bundle)),
         ("model", f"{config.model.reference}, stored as {config.model.quantization}"),
-        ("trains", f"LoRA rank {config.lora.rank} on {config.lora.targets} by {config.strategy.name}"),
+        ("trains", _trains(config)),
         ("leaves", _leaves(config)),
+        ("repeats", _repeats(house, definition)),
     ]
     try:
         data = known_data(house, config)
         examples = len(site_examples(site_view(house, config), data))
+        read = columns(data, config)
+        if data.root and has_videos(house.place(data.root)):
+            read = (*read, FIELD)
+        if not any("number of local steps" in sentence for sentence in found):
+            found += too_long(house.policy, config, examples)
         facts += [
-            ("data", f"{data.name}: {examples} examples at this site, columns {', '.join(columns(data, config))}"),
-            ("rounds", f"at most {config.federation.rounds}, each of {steps_for(config.train, examples)} local steps"),
+            ("data", f"{data.name}: {examples} examples at this site, columns {', '.join(read)}"),
+            (
+                "rounds",
+                f"at most {config.federation.rounds}, each of {steps_for(config.train, examples)} local steps on "
+                f"batches of {config.train.batch_size}",
+            ),
             *_cost(house, config, examples),
         ]
     except UmbelError as error:
         if not found:  # otherwise it only repeats what the policy says
             found.append(str(error))
-    return Review(tuple(facts), tuple(found))
+    return Review(tuple(facts), tuple(found), tuple(_warnings(house.policy, config)))
 
 
 def approve_run(house: House, definition: RunDefinition, person: str, days: float) -> Approval:
     """Signs that a definition may run here, in the log and as a file; see :meth:`Approvals.approve`."""
     identity = house.identity()
     approvals = Approvals(house.approvals, house.policy.name)
-    return approvals.approve(definition, identity, AuditLog(house.log, identity), person=person, days=days)
+    begun = len(begun_runs(house).runs(definition.hash))
+    log = AuditLog(house.log, identity)
+    return approvals.approve(definition, identity, log, person=person, days=days, begun=begun)
 
 
 def withdraw_run(house: House, definition: RunDefinition, person: str) -> None:
@@ -106,6 +121,35 @@ def _bundle(bundle: Bundle) -> str:
     if not bundle.hash:
         return "none given: only bundles without code are covered"
     return f"{bundle.hash} {'with code' if bundle.code else 'without code'}"
+
+
+def _trains(config: RunConfig) -> str:
+    lora = config.lora
+    if lora.method in ("prompt", "prefix"):
+        what = f"{lora.tokens} soft tokens as a {lora.method}"
+    elif lora.method == "ia3":
+        what = f"IA3 scales on {lora.targets}"
+    else:
+        name = {"lora": "LoRA", "dora": "DoRA", "adapter": "adapters of"}[lora.method]
+        what = f"{name} rank {lora.rank} on {lora.targets}"
+    return f"{what} by {config.strategy.name}"
+
+
+def _repeats(house: House, definition: RunDefinition) -> str:
+    if house.policy.runs.repeat:
+        return "may be run any number of times (runs.repeat)"
+    known = begun_runs(house).runs(definition.hash)
+    before = f"trained before as {', '.join(known)}; " if known else ""
+    return f"{before}an approval lets it run once more, and that run be resumed"
+
+
+def _warnings(policy: SitePolicy, config: RunConfig) -> Iterator[str]:
+    if policy.runs.repeat and place_of(config) in ("none", "coordinator"):
+        yield (
+            "This site lets the definition be repeated without noise of its own: whoever runs it twice with different "
+            "sites can subtract the two sums and see what a few of them sent; set runs.repeat=false, or take only "
+            "runs with noise."
+        )
 
 
 def _leaves(config: RunConfig) -> str:

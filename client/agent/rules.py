@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from client.agent.approval import Approvals
+from client.agent.begun import Begun
 from client.agent.definition import RunDefinition
 from client.agent.house import House
 from client.agent.policy import Data, SitePolicy
@@ -18,13 +19,14 @@ from umbel.wire import TrainOrder, read_secure_order
 _READ = ("image", "question", "answer")
 
 
-def objections(house: House, definition: RunDefinition, *, approved: bool = True) -> tuple[str, ...]:
+def objections(house: House, definition: RunDefinition, *, approved: bool = True, run: str = "") -> tuple[str, ...]:
     """Everything that speaks against a run at this site; empty when it may train.
 
     Args:
         house: of the site.
         definition: of the run.
         approved: whether an approval must be there already where the policy wants one.
+        run: id of the run; "" where it is not known yet.
     """
     policy, config = house.policy, definition.config
     found = [
@@ -40,13 +42,38 @@ def objections(house: House, definition: RunDefinition, *, approved: bool = True
             Approvals(house.approvals, policy.name).find(definition, house.identity().public)
         except UmbelError as error:
             found.append(str(error))
+    if run:
+        found.extend(_repeated(house, definition, run))
     return tuple(found)
 
 
-def check_run(house: House, definition: RunDefinition) -> None:
+def check_run(house: House, definition: RunDefinition, run: str) -> None:
     """Raises SiteError with the first objection."""
-    for sentence in objections(house, definition):
+    for sentence in objections(house, definition, run=run):
         raise SiteError(sentence)
+
+
+def run_id(definition: RunDefinition, stated: str) -> str:
+    """The id under which a run is resumed: its own name; where it has none, the id that the courier states."""
+    named = definition.config.run.id
+    return stated if named == "auto" else named
+
+
+def begin_run(house: House, definition: RunDefinition, run: str) -> None:
+    """Remembers, before anything is trained, that a definition is trained in this run.
+
+    Raises:
+        SiteError: it may not be repeated; asked again here, because another run may have begun since the first check.
+        RunError: it cannot be written down.
+    """
+    for sentence in _repeated(house, definition, run):
+        raise SiteError(sentence)
+    begun_runs(house).note(definition.hash, run)
+
+
+def begun_runs(house: House) -> Begun:
+    """Which runs were trained at this site."""
+    return Begun(house.state / "begun")
 
 
 def check_hours(policy: SitePolicy, now: datetime | None = None) -> None:
@@ -77,12 +104,8 @@ def check_order(policy: SitePolicy, config: RunConfig, order: TrainOrder, exampl
         )
     if not 1 <= order.round <= config.federation.rounds:
         raise SiteError(f"Round {order.round} was asked for, but the run has {config.federation.rounds}.")
-    steps = steps_for(config.train, examples)
-    if steps > policy.runs.steps:
-        raise SiteError(
-            f"A round would take {steps} local steps and this site allows {policy.runs.steps}: lower train.amount, or "
-            "let its owner raise runs.steps."
-        )
+    for sentence in too_long(policy, config, examples):
+        raise SiteError(sentence)
     if order.secagg is None:
         if config.secagg.enabled or policy.runs.secure_aggregation:
             raise SiteError("A plain update was asked for, but this site sends masked ones only: nothing was sent.")
@@ -92,6 +115,36 @@ def check_order(policy: SitePolicy, config: RunConfig, order: TrainOrder, exampl
         raise SiteError(
             f"A cohort of {cohort} was invited and this site takes part among at least {policy.runs.cohort}: invite "
             "more sites."
+        )
+
+
+def too_long(policy: SitePolicy, config: RunConfig, examples: int) -> Iterator[str]:
+    """What speaks against the length of a round on so many examples; epochs count as the steps that they are."""
+    steps = steps_for(config.train, examples)
+    if steps > policy.runs.steps:
+        yield (
+            f"A round would take {steps} local steps and this site allows {policy.runs.steps}: lower train.amount, or "
+            "let its owner raise runs.steps."
+        )
+
+
+def _repeated(house: House, definition: RunDefinition, run: str) -> Iterator[str]:
+    if house.policy.runs.repeat:
+        return
+    try:
+        known = begun_runs(house).runs(definition.hash)
+    except SiteError as error:
+        yield str(error)
+        return
+    try:
+        allowed = Approvals(house.approvals, house.policy.name).find(definition, house.identity().public).runs
+    except UmbelError:
+        allowed = 1  # the policy may want no approval; one that it wants and misses is an objection of its own
+    if run not in known and len(known) >= allowed:
+        yield (
+            f"The run definition {definition.hash[:16]} was trained here as run {known[-1]!r}, and run {run!r} would "
+            "repeat it: resume that run, or let a person at the site approve the definition anew with umbel site "
+            "review --approve, or set runs.repeat=true in site.toml."
         )
 
 
@@ -143,7 +196,8 @@ def _size(policy: SitePolicy, config: RunConfig) -> Iterator[str]:
     for what, wanted, most, option in (
         ("LoRA rank", site_rank(policy, config) or config.lora.rank, rules.rank, "lora.rank"),
         ("number of rounds", config.federation.rounds, rules.rounds, "federation.rounds"),
-        ("number of local steps", config.train.amount if config.train.unit == "steps" else 0, rules.steps, "amount"),
+        # An epoch is one step at least; how many it is here is known once the examples are counted (too_long).
+        ("number of local steps", config.train.amount, rules.steps, "train.amount"),
     ):
         if wanted > most:
             yield f"The {what} {wanted} is above the {most} that this site allows: lower {option}."
@@ -171,8 +225,12 @@ def _privacy(policy: SitePolicy, config: RunConfig) -> Iterator[str]:
     data = policy.dataset(config.task.data)
     if data is None or place in ("none", "coordinator"):
         # The owner has allowed that nothing is accounted here; a budget then says the opposite.
-        if data is not None and data.epsilon > 0 and place not in policy.runs.privacy:
-            yield f"The data {data.name!r} has a budget, and nothing of this run could be booked under it."
+        if data is not None and data.epsilon > 0:
+            what = "a run without noise" if place == "none" else "noise that the coordinator adds"
+            yield (
+                f"The data {data.name!r} has a budget, and {what} cannot be booked under it: set privacy.unit and "
+                "privacy.place so that noise is added here, or name data without a budget."
+            )
         return
     if data.epsilon <= 0:
         yield f"The data {data.name!r} has no privacy budget at this site: its owner can set epsilon in site.toml."

@@ -18,10 +18,10 @@ from client.agent.agent_pb2 import DESCRIPTOR
 from client.agent.agent_pb2_grpc import add_SiteAgentServicer_to_server, add_SiteDeskServicer_to_server
 from client.agent.frames import MESSAGE
 from client.agent.house import House, clear_socket
-from client.agent.service import AgentService, DeskService
+from client.agent.service import AgentService, CourierCheck, DeskService
 from client.site import Site
 from umbel.errors import SiteError
-from umbel.tls import PeerCheck, server_credentials
+from umbel.tls import server_credentials
 
 _CALLS = 8
 _OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -111,9 +111,7 @@ class AgentServer:
     def _secure(self, house: House) -> None:
         listen = house.policy.listen
         folder = house.place(listen.tls)
-        known = {name for coordinator in house.policy.coordinators for name in coordinator.callers}
-        check = PeerCheck(folder, roles=listen.roles or None, names=known)
-        server = _server(check)
+        server = _server(CourierCheck(self.agent, folder))
         self._couriers(server, None)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         credentials = server_credentials(folder)
@@ -154,11 +152,26 @@ def _bind(bind: Callable[[], int], address: str) -> int:
 
 
 def _private(address: str) -> None:
-    """Only the owner may open a Unix socket, and the group of its folder where that group may enter the folder."""
-    if address.startswith("unix:"):
-        path = Path(address.removeprefix("unix:"))
-        shared = stat.S_IMODE(path.parent.stat().st_mode) & 0o010
-        path.chmod(0o660 if shared else 0o600)
+    """Only the owner may open a Unix socket, and the group of its folder where the folder lets that group in alone.
+
+    A socket in a setgid folder has the folder's group from the start; elsewhere the agent must be in that group.
+    """
+    if not address.startswith("unix:"):
+        return
+    path = Path(address.removeprefix("unix:"))
+    folder = path.parent.stat()
+    if stat.S_IMODE(folder.st_mode) & 0o011 != 0o010:
+        path.chmod(0o600)
+        return
+    if path.stat().st_gid != folder.st_gid:
+        try:
+            os.chown(path, -1, folder.st_gid)
+        except OSError as error:
+            raise SiteError(
+                f"The socket {path} cannot be given to its folder's group ({error.strerror}): put this agent's user "
+                "into that group, make the folder setgid (chmod g+s), or close it to the group (chmod 0700)."
+            ) from None
+    path.chmod(0o660)
 
 
 def _hold(house: House) -> int:

@@ -7,7 +7,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 
@@ -21,9 +23,10 @@ from client.agent.frames import Arrays, read_parts
 from client.agent.watch import Watch
 from client.site import LedgerSummary
 from umbel import __version__
-from umbel.errors import SiteError, WireError
-from umbel.tls import peer_of
-from umbel.wire import Description, SecAggStep
+from umbel.errors import DeployError, SiteError, UmbelError, WireError
+from umbel.tls import PeerCheck, peer_of
+from umbel.tls.peer import Peer
+from umbel.wire import Description, EvaluateOrder, MessageType, SecAggStep, TrainOrder
 
 T = TypeVar("T")
 _RECEIVING = 2
@@ -47,17 +50,17 @@ class AgentService(SiteAgentServicer):
 
     def Describe(self, request: pb.Run, context: grpc.ServicerContext) -> pb.Description:
         """See SiteAgent in agent.proto."""
-        return _guarded(context, lambda: _description(self._agent.describe(self._call(request, context))))
+        return _guarded(context, lambda: _description(self._agent.describe(self._asked("describe", request, context))))
 
     def Ledger(self, request: pb.Run, context: grpc.ServicerContext) -> pb.LedgerSummary:
         """See SiteAgent in agent.proto."""
-        return _guarded(context, lambda: _summary(self._agent.ledger(self._call(request, context))))
+        return _guarded(context, lambda: _summary(self._agent.ledger(self._asked("ledger", request, context))))
 
     def DryRun(self, request: pb.Run, context: grpc.ServicerContext) -> pb.Verdict:
         """See SiteAgent in agent.proto."""
 
         def verdict() -> pb.Verdict:
-            reasons = self._agent.dry_run(self._call(request, context))
+            reasons = self._agent.dry_run(self._asked("dry run", request, context))
             return pb.Verdict(allowed=not reasons, reasons=reasons)
 
         return _guarded(context, verdict)
@@ -65,45 +68,69 @@ class AgentService(SiteAgentServicer):
     def Train(self, request_iterator: Iterator[pb.Part], context: grpc.ServicerContext) -> Iterator[pb.Part]:
         """See SiteAgent in agent.proto."""
 
-        def work(head: pb.Head, arrays: Arrays) -> Iterator[pb.Part]:
-            reply = self._agent.train(self._call(head.run, context), orders.read_train_order(head, arrays))
+        def work(call: Call, order: TrainOrder) -> Iterator[pb.Part]:
+            reply = self._agent.train(call, order)
             if isinstance(reply, SecAggStep):
                 return orders.secagg_parts(reply)
             return orders.train_reply_parts(reply)
 
-        yield from self._exchange(request_iterator, context, work)
+        yield from self._exchange("train", request_iterator, context, orders.read_train_order, work)
 
     def SecAgg(self, request_iterator: Iterator[pb.Part], context: grpc.ServicerContext) -> Iterator[pb.Part]:
         """See SiteAgent in agent.proto."""
 
-        def work(head: pb.Head, arrays: Arrays) -> Iterator[pb.Part]:
-            stage, step = orders.read_stage(head), orders.read_secagg(head, arrays)
-            return orders.secagg_parts(self._agent.secagg(self._call(head.run, context), stage, step))
+        def read(head: pb.Head, arrays: Arrays) -> tuple[MessageType, SecAggStep]:
+            return orders.read_stage(head), orders.read_secagg(head, arrays)
 
-        yield from self._exchange(request_iterator, context, work)
+        def work(call: Call, order: tuple[MessageType, SecAggStep]) -> Iterator[pb.Part]:
+            return orders.secagg_parts(self._agent.secagg(call, *order))
+
+        yield from self._exchange("secagg", request_iterator, context, read, work)
 
     def Evaluate(self, request_iterator: Iterator[pb.Part], context: grpc.ServicerContext) -> Iterator[pb.Part]:
         """See SiteAgent in agent.proto."""
 
-        def work(head: pb.Head, arrays: Arrays) -> Iterator[pb.Part]:
-            order = orders.read_evaluate_order(head, arrays)
-            return orders.metrics_parts(self._agent.evaluate(self._call(head.run, context), order))
+        def work(call: Call, order: EvaluateOrder) -> Iterator[pb.Part]:
+            return orders.metrics_parts(self._agent.evaluate(call, order))
 
-        yield from self._exchange(request_iterator, context, work)
+        yield from self._exchange("evaluate", request_iterator, context, orders.read_evaluate_order, work)
 
     def _exchange(
         self,
+        action: str,
         parts: Iterator[pb.Part],
         context: grpc.ServicerContext,
-        work: Callable[[pb.Head, Arrays], Iterator[pb.Part]],
+        read: Callable[[pb.Head, Arrays], T],
+        work: Callable[[Call, T], Iterator[pb.Part]],
     ) -> Iterator[pb.Part]:
         def answer() -> Iterator[pb.Part]:
-            _deadline(context)
-            with self._receiving:
-                head, arrays = read_parts(parts, self._limit)
-            return work(head, arrays)
+            with self._arriving(action, context) as whose:
+                _deadline(context)
+                with self._receiving:
+                    head, arrays = read_parts(parts, self._limit)
+                whose["run"] = head.run.id[:128]
+                call, order = self._call(head.run, context), read(head, arrays)
+            return work(call, order)
 
         yield from _guarded(context, answer)
+
+    def _asked(self, action: str, run: pb.Run, context: grpc.ServicerContext) -> Call:
+        with self._arriving(action, context) as whose:
+            whose["run"] = run.id[:128]
+            return self._call(run, context)
+
+    @contextmanager
+    def _arriving(self, action: str, context: grpc.ServicerContext) -> Iterator[dict[str, Any]]:
+        """What is refused inside never becomes a call of the Agent, which would note it."""
+        whose = {"coordinator": self._coordinator or "", "peer": "", "run": "", "action": action}
+        try:
+            yield whose
+        except UmbelError as error:
+            with suppress(UmbelError):  # a certificate that cannot be read names nobody
+                peer = peer_of(context)
+                whose["peer"] = peer.name if peer else f"socket of {self._coordinator}"
+            self._agent.turn_away(whose, error)
+            raise
 
     def _call(self, run: pb.Run, context: grpc.ServicerContext) -> Call:
         bundle = Bundle(run.bundle.hash, run.bundle.code)
@@ -121,6 +148,30 @@ class AgentService(SiteAgentServicer):
         watch = Watch(context.is_active, _deadline(context), self._agent.house.policy.limits.memory)
         name = peer.name if peer else f"socket of {coordinator}"
         return Call(coordinator, name, run.id, run.options, bundle, watch)
+
+
+class CourierCheck(PeerCheck):
+    """Lets in what the policy names, and notes who else came.
+
+    Args:
+        agent: whose port it is.
+        folder: of the agent's certificate.
+    """
+
+    def __init__(self, agent: Agent, folder: Path) -> None:
+        policy = agent.house.policy
+        known = {name for coordinator in policy.coordinators for name in coordinator.callers}
+        super().__init__(folder, roles=policy.listen.roles, names=known)
+        self._agent = agent
+
+    def check(self, peer: Peer) -> None:
+        """See PeerCheck."""
+        try:
+            super().check(peer)
+        except DeployError as error:
+            whose = {"coordinator": "", "peer": peer.name[:128], "run": "", "action": "connect"}
+            self._agent.turn_away(whose, error)
+            raise
 
 
 class DeskService(SiteDeskServicer):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from client.agent.house import House
 from client.agent.policy import Data
+from client.agent.video_lines import FIELD, has_videos
 from client.premises import Premises
 from mllm.tasks.base import ExampleSet
 from mllm.warm import warm_task
@@ -107,8 +109,14 @@ def site_examples(view: RunConfig, data: Data) -> ExampleSet:
     """The site's examples of a data set, under the run's division where the site has a part only.
 
     Raises:
+        SiteError: a line has a video, and the policy does not allow that column.
         DataError: there are fewer than task.minimum, there is no such part, or the data cannot be read.
     """
+    if data.root and FIELD not in data.columns and has_videos(Path(view.task.data)):
+        raise SiteError(
+            f"The run would read the column {FIELD!r} of {data.name!r}, which this site does not allow: its owner can "
+            "add the column in site.toml, or take the lines with videos out."
+        )
     task, clients = warm_task(view), view.federation.clients
     if data.part == "all":
         if len(task.train) < view.task.minimum:

@@ -34,6 +34,7 @@ seal = "seal.key"
 
 [runs]
 approval = "each"         # every run is approved by a person: umbel site review RUN.toml --approve
+repeat = false            # an approval is for one run, which may be resumed
 strategies = []           # for example ["ffa-lora"]
 rank = 0                  # largest LoRA rank
 steps = 0                 # most local steps of a round

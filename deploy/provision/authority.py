@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
@@ -237,9 +235,10 @@ class Authority:
     def _issue(self, index: Index, member: Member) -> dict[str, str]:
         made: dict[str, str] = {}
         for use, server in USES[member.kind].items():
-            public = serialization.load_pem_public_key(member.keys[use].encode())
-            if not isinstance(public, ec.EllipticCurvePublicKey):
-                raise DeployError(f"{self.folder / INDEX} is damaged: restore it from the backup.")
+            try:
+                public = member.key(use)
+            except ValueError:
+                raise DeployError(f"{self.folder / INDEX} is damaged: restore it from the backup.") from None
             certificate = build.issue(
                 self.ca,
                 self._keys.ca,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from umbel.errors import DeployError
 
@@ -53,6 +56,29 @@ class Member(BaseModel):
     """Ed25519 public key in hexadecimal: a site's in the roster, a coordinator's among the signers of releases."""
     certificates: list[Issued] = Field(default_factory=list)
     revoked: datetime | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> Member:
+        """What stands in the index is read when it is opened, not in the middle of a change."""
+        if self.identity and len(bytes.fromhex(self.identity)) != 32:
+            raise ValueError("the identity is no Ed25519 key")
+        for use in self.keys:
+            self.key(use)
+        return self
+
+    def key(self, use: str) -> ec.EllipticCurvePublicKey:
+        """The TLS public key for ``use``.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        try:
+            public = load_pem_public_key(self.keys[use].encode())
+        except (KeyError, UnsupportedAlgorithm):
+            public = None
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise ValueError(f"the key for {use!r} is no elliptic-curve key")
+        return public
 
     def current(self, use: str) -> Issued | None:
         """The certificate issued last for ``use``, unless it is revoked."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from privacy.accounting import Event, epsilon, epsilon_bound
+from privacy.accounting import Event, epsilon, epsilon_bound, per_example
 from privacy.ledger.budget import Budget
 from privacy.ledger.entry import Entry
 from privacy.ledger.store import Store
@@ -22,6 +22,10 @@ class Ledger:
     Guarantee: an event counts as spent from the moment :meth:`reserve` returns, when it is on disk. A process
     killed at any moment has therefore booked at least what it released. Only :meth:`settle` with ``void`` takes
     an event back, for the caller who knows that nothing noised by it left the process.
+
+    The two units are not two budgets. What hides a client hides each of its examples (:func:`per_example`), so the
+    account of the example unit counts every event of the data set. The account of the client unit counts client-level
+    events alone: example-level noise puts no useful bound on a whole client.
 
     The hash chain shows alteration by hand and lost lines, not the rewriting of the whole file by someone who
     knows the format: whoever needs that keeps :attr:`head` elsewhere (for example in a signed audit log).
@@ -97,7 +101,8 @@ class Ledger:
             unit: whose presence the event hides.
             run: id of the run.
             round: round number.
-            budget: an additional limit of this run; a budget set for the data set always holds too.
+            budget: an additional limit of this run, in ``unit``; a budget set for the data set always holds too, and
+                for a client-level event that of the example unit as well.
             once: a key that is booked only the first time, for releases that one event covers together (banded
                 noise: ``once=f"{run}/noise"``); later calls return the first line's number and book nothing.
 
@@ -173,7 +178,7 @@ class Ledger:
         return tuple(dict.fromkeys((entry.dataset, entry.unit) for entry in self.entries()))
 
     def events(self, *, dataset: str, unit: Unit) -> tuple[Event, ...]:
-        """What counts as spent: every reserved event that was not voided."""
+        """What counts as spent in ``unit``: every reserved event that was not voided, see the class."""
         with self._store.reading():
             return self._spent(dataset, unit)
 
@@ -186,8 +191,9 @@ class Ledger:
         return max(0.0, budget.epsilon - self.spent(budget.delta, dataset=dataset, unit=unit))
 
     def check(self, event: Event, budget: Budget, *, dataset: str, unit: Unit) -> None:
-        """Raises BudgetExceeded when ``event`` would exceed ``budget``; books nothing."""
-        _refuse(self.events(dataset=dataset, unit=unit), event, budget, dataset)
+        """Raises BudgetExceeded when ``event`` would exceed ``budget`` in ``unit``; books nothing."""
+        with self._store.reading():
+            self._refuse(event, dataset, unit, unit, budget)
 
     def _reserved(self, dataset: str, unit: Unit) -> list[Entry]:
         void = {entry.about for entry in self._store.entries if entry.kind == "void"}
@@ -197,8 +203,15 @@ class Ledger:
             if entry.kind == "reserved" and entry.number not in void and (entry.dataset, entry.unit) == (dataset, unit)
         ]
 
-    def _spent(self, dataset: str, unit: Unit) -> tuple[Event, ...]:
-        return tuple(entry.event for entry in self._reserved(dataset, unit) if entry.event is not None)
+    def _spent(self, dataset: str, unit: Unit, *more: tuple[Unit, Event]) -> tuple[Event, ...]:
+        """What counts in the account of ``unit``, and would with ``more``, each with the unit that it is booked for."""
+        found: dict[Unit, list[Event]] = {Unit.EXAMPLE: [], Unit.CLIENT: []}
+        for kind, events in found.items():
+            events += [entry.event for entry in self._reserved(dataset, kind) if entry.event is not None]
+            events += [event for booked, event in more if booked is kind]
+        if unit is Unit.EXAMPLE:
+            return per_example(found[Unit.EXAMPLE], found[Unit.CLIENT])
+        return tuple(found[unit])
 
     def _budget(self, dataset: str, unit: Unit) -> Budget | None:
         for entry in reversed(self._store.entries):
@@ -207,25 +220,30 @@ class Ledger:
         return None
 
     def _allow(self, event: Event, dataset: str, unit: Unit, budget: Budget | None) -> None:
-        spent = self._spent(dataset, unit)
-        for limit in (budget, self._budget(dataset, unit)):
+        for account, limit in (
+            (unit, budget),
+            (unit, self._budget(dataset, unit)),
+            (Unit.EXAMPLE, self._budget(dataset, Unit.EXAMPLE) if unit is Unit.CLIENT else None),
+        ):
             if limit is not None:
-                _refuse(spent, event, limit, dataset)
+                self._refuse(event, dataset, unit, account, limit)
 
-
-def _refuse(spent: tuple[Event, ...], event: Event, budget: Budget, dataset: str) -> None:
-    # The quick bound settles most calls in microseconds; the tight one is asked only near the budget.
-    if epsilon_bound((*spent, event), budget.delta) <= budget.epsilon:
-        return
-    after = epsilon((*spent, event), budget.delta)
-    if after <= budget.epsilon:
-        return
-    before = epsilon(spent, budget.delta)
-    raise BudgetExceeded(
-        f"The next release on {dataset!r} would bring epsilon to {after:.3f} at delta {budget.delta:g}, and of the "
-        f"budget of {budget.epsilon:g} only {max(0.0, budget.epsilon - before):.3f} is left: nothing was released; "
-        f"plan fewer steps or more noise, or let the owner of the data raise the budget."
-    )
+    def _refuse(self, event: Event, dataset: str, unit: Unit, account: Unit, budget: Budget) -> None:
+        """Raises BudgetExceeded when ``event``, booked for ``unit``, would bring ``account`` above ``budget``."""
+        # The quick bound settles most calls in microseconds; the tight one is asked only near the budget.
+        with_it = self._spent(dataset, account, (unit, event))
+        if epsilon_bound(with_it, budget.delta) <= budget.epsilon:
+            return
+        after = epsilon(with_it, budget.delta)
+        if after <= budget.epsilon:
+            return
+        before = epsilon(self._spent(dataset, account), budget.delta)
+        raise BudgetExceeded(
+            f"The next release on {dataset!r} would bring {account.value}-level epsilon to {after:.3f} at delta "
+            f"{budget.delta:g}, and of the budget of {budget.epsilon:g} only {max(0.0, budget.epsilon - before):.3f} "
+            "is left: nothing was released; plan fewer steps or more noise, or let the owner of the data raise the "
+            "budget."
+        )
 
 
 def _now() -> str:

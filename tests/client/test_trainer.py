@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from client.trainer import Trainer, learning_rate
 from mllm.warm import warm_model, warm_task
@@ -80,6 +81,31 @@ def test_hooks_see_every_step(setting):
     trainer.train(examples, Hooked(FedIT(), warm.tuned.spec, warm.initial, 1), seed=0)
     assert calls == ["gradient", "after"] * 2
     np.testing.assert_array_equal(warm.tuned.vector(), warm.initial)  # a zero gradient moves nothing
+
+
+def test_hooks_change_tensors_that_lie_elsewhere(setting, monkeypatch):
+    """On a GPU an array is a copy of its tensor: what a hook changes must come back."""
+    trainer, warm, examples = setting(train__optimizer="sgd", train__learning_rate=0.1)
+    name = next(t.name for t in warm.tuned.spec if "lora_B" in t.name)
+
+    class Hooks(ClientRound):
+        hooked = True
+
+        def gradient(self, gradient, parameters):
+            gradient[name] += 0.5 * parameters[name] + 1.0
+
+        def after_step(self, parameters):
+            parameters[name][...] *= 0.5
+
+    found = []
+    for elsewhere in (False, True):
+        if elsewhere:
+            monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+        trainer.train(examples, Hooks(FedIT(), warm.tuned.spec, warm.initial, 1), seed=0)
+        found.append(warm.tuned.vector())
+    np.testing.assert_array_equal(*found)
+    trainer.train(examples, client(warm), seed=0)
+    assert not np.array_equal(found[0], warm.tuned.vector())
 
 
 def test_a_loss_that_is_not_finite_is_refused_and_the_model_is_put_back(setting):

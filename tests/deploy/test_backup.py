@@ -1,8 +1,12 @@
 """Backup and restore: nothing that was spent is forgotten, nothing that was logged is rewritten."""
 
+import contextlib
+import os
 import shutil
 import sqlite3
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -230,6 +234,117 @@ def test_a_damaged_ledger_is_not_backed_up(site, tmp_path):
     connection.close()
     with pytest.raises(LedgerError):
         back_up(site, tmp_path / "b.tar")
+
+
+@pytest.fixture
+def open_site():
+    """A site's folder that another user can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="b") as folder:
+        Path(folder).chmod(0o777)
+        root = Path(folder) / "site"
+        spend(root, 2)
+        log(root, ["one", "two"])
+        yield root
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Without the rights of root, if these tests run as root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(range(256)) * 16, b"SQLite format 3\0" + b"\7" * 4080])
+@pytest.mark.parametrize("name", ["state/ledger.sqlite", "registry.sqlite"])
+def test_a_database_that_is_none_any_more_is_an_error_and_nothing_is_written(site, tmp_path, name, content):
+    (site / name).write_bytes(content)
+    assert main(["backup", str(site), str(tmp_path / "b.tar")]) in {54, 85}
+    with pytest.raises((DeployError, LedgerError)) as caught:
+        back_up(site, tmp_path / "b.tar")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b.tar").exists()
+
+
+def test_somebody_s_file_that_ends_like_a_database_is_left_alone(site, tmp_path):
+    (site / "Thumbs.db").write_bytes(b"pictures")
+    assert "Thumbs.db" not in back_up(site, tmp_path / "b.tar")
+    (site / "superlink.db").write_bytes(b"pictures")
+    with pytest.raises(DeployError, match=r"superlink.db is damaged"):
+        back_up(site, tmp_path / "c.tar")
+
+
+def test_a_ledger_that_lost_its_mark_is_still_read_as_one(site, tmp_path):
+    with sqlite3.connect(site / "state" / "ledger.sqlite") as connection:
+        connection.execute("PRAGMA application_id = 0")
+    connection.close()
+    with pytest.raises(LedgerError):
+        back_up(site, tmp_path / "b.tar")
+
+
+def test_a_log_without_head_or_without_lines_is_an_error(site, tmp_path):
+    folder = site / "state" / "log"
+    (folder / "head.json").rename(folder / "aside")
+    with pytest.raises(DeployError, match=r"lacks its head\.json"):
+        back_up(site, tmp_path / "b.tar")
+    (folder / "aside").rename(folder / "head.json")
+    (folder / "audit-000001.jsonl").unlink()
+    with pytest.raises(DeployError, match="lacks its lines"):
+        back_up(site, tmp_path / "b.tar")
+    (site / "adapter").mkdir()
+    (site / "adapter" / "head.json").write_text("of a release")
+    log(site, ["one"])
+    assert "adapter/head.json" not in back_up(site, tmp_path / "b.tar")
+
+
+@pytest.mark.parametrize("name", ["state", "state/log", "state/ledger.sqlite"])
+def test_a_link_is_not_passed_over(site, tmp_path, name):
+    (site / name).rename(tmp_path / "elsewhere")
+    (site / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeployError, match="is a link, which a backup does not follow"):
+        back_up(site, tmp_path / "b.tar")
+
+
+@pytest.mark.parametrize("name", ["state", "state/log", "state/log/head.json", "state/ledger.sqlite"])
+def test_what_may_not_be_read_is_an_error_and_nothing_is_written(open_site, name, capsys):
+    archive = open_site.parent / "b.tar"
+    for path in (open_site / "state").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (open_site / "state").chmod(0o755)
+    (open_site / name).chmod(0)
+    with as_nobody():
+        assert main(["backup", str(open_site), str(archive)]) in {54, 85}
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not archive.exists()
+    (open_site / name).chmod(0o755)
+
+
+def test_a_restore_by_somebody_else_is_one_sentence_and_changes_nothing(open_site, capsys):
+    archive = open_site.parent / "b.tar"
+    back_up(open_site, archive)
+    before = {path: path.read_bytes() for path in open_site.rglob("*") if path.is_file()}
+    with as_nobody():
+        assert main(["restore", str(archive), str(open_site)]) == 85
+        assert "cannot be read (Permission denied)" in capsys.readouterr().err
+    archive.chmod(0o644)
+    with as_nobody():
+        assert main(["restore", str(archive), str(open_site)]) == 85
+        assert "cannot be read or written (Permission denied): run this as the user" in capsys.readouterr().err
+        assert main(["restore", str(archive), "/proc/nowhere", "--accept-loss"]) == 85
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in open_site.rglob("*") if path.is_file()} == before
+
+
+def test_restored_folders_are_private(site, tmp_path):
+    back_up(site, tmp_path / "b.tar")
+    restore(tmp_path / "fresh" / "site", tmp_path / "b.tar", accept_loss=True)
+    for folder in (tmp_path / "fresh" / "site" / "state", tmp_path / "fresh" / "site" / "state" / "log"):
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_commands(site, tmp_path, capsys):

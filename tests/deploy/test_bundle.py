@@ -1,6 +1,7 @@
 """Offline bundles, on a small project in umbel's place: the real pip, the real installer."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -150,9 +151,44 @@ def test_pip_s_failure_is_one_sentence(tmp_path):
 def test_images_are_those_of_the_files():
     import deploy
 
-    found = images(Path(deploy.__file__).parent)
-    assert len(found) == 3
-    assert all(":" in image for image in found)
+    source = Path(deploy.__file__).parent
+    found = images(source)
+    assert found == sorted(found)
+    assert [image.rpartition(":")[0] for image in found] == ["nginxinc/nginx-unprivileged", "python", "umbel", "umbel"]
+    built = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", (source / "docker" / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(built) <= set(found)  # else a machine without a network could not build umbel's own
+
+
+def test_images_are_read_from_compose_chart_and_dockerfiles(tmp_path):
+    for name, text in (
+        ("compose/a.yaml", 'x:\n  image: "${A:-one:1}"\n  image: two:2\n'),
+        ("helm/c/values.yaml", "image:\n  repository: three\n  tag: 3-x\n  digest: ''\n"),
+        ("docker/Dockerfile.z", "ARG PYTHON_IMAGE=four:4\nFROM ${PYTHON_IMAGE}\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    assert images(tmp_path) == ["four:4", "one:1", "three:3-x", "two:2"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_bundle_that_fails_leaves_nothing_so_that_the_next_try_works(made, tmp_path, there):
+    target = tmp_path / "new"
+    if there:
+        target.mkdir()
+    for _ in range(2):
+        with pytest.raises(DeployError, match="no checkout"):
+            write_bundle(Plan(tmp_path, target, options=("--no-index",)))
+        assert target.exists() is there
+        assert not there or list(target.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "below", Path("/proc/nowhere")):
+        assert main(["bundle", "write", str(target), "--project", str(tmp_path)]) == 85
+        said = capsys.readouterr().err.strip()
+        assert "cannot be written to" in said
+        assert len(said.splitlines()) == 1
 
 
 def test_a_thin_bundle_is_configuration_alone(tmp_path):

@@ -47,7 +47,7 @@ def test_every_service_has_the_least_rights_and_a_pinned_image(name, service, bo
     image = filled(body["image"])
     assert TAGGED.fullmatch(image)
     assert not image.endswith(":latest")
-    assert body.get("user") == "10001:10001" or "unprivileged" in image
+    assert body.get("user") in {"10001:10001", "10002:10002"} or "unprivileged" in image
 
 
 def test_nothing_but_the_proxy_for_sites_and_the_releases_is_reachable_from_outside():
@@ -67,10 +67,25 @@ def test_nothing_but_the_proxy_for_sites_and_the_releases_is_reachable_from_outs
 def test_the_agent_has_no_network_and_the_supernode_no_data():
     services = compose("site.yaml")["services"]
     assert services["agent"]["network_mode"] == "none"
-    mounts = " ".join(services["supernode"]["volumes"])
+    mounts = json.dumps(services["supernode"]["volumes"])
     for secret in ("UMBEL_SITE", "UMBEL_DATA"):
         assert secret not in mounts
     assert all("ports" not in body for body in services.values())
+
+
+def test_the_agent_and_the_supernode_of_compose_never_share_a_user():
+    made = compose("site.yaml")
+    agent, node = made["services"]["agent"], made["services"]["supernode"]
+    (user, _), (courier, group) = agent["user"].split(":"), node["user"].split(":")
+    assert user != courier
+    assert not {"group_add", "pid"} & (set(agent) | set(node))
+    assert made["volumes"]["socket"]["driver_opts"]["o"] == f"size=1m,uid={user},gid={group},mode=2710"
+    for dockerfile in ("Dockerfile", "Dockerfile.cuda"):
+        text = (DEPLOY / "docker" / dockerfile).read_text()
+        assert f"useradd --uid {user} " in text
+        assert f"useradd --uid {courier} " in text
+        assert "install -d -o umbel -g umbel-courier -m 2710 /run/umbel" in text
+        assert "install -d -o umbel-courier -g umbel-courier -m 0700 /var/lib/umbel-courier" in text
 
 
 def commands():
@@ -183,7 +198,7 @@ def test_only_the_fleet_s_port_is_open_to_every_pod():
     assert outside == ["fed-fleet"]
 
 
-UNITS = sorted((DEPLOY / "systemd").iterdir())
+UNITS = sorted(path for path in (DEPLOY / "systemd").iterdir() if path.suffix in {".service", ".target"})
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
@@ -203,7 +218,57 @@ def test_the_agent_s_unit_has_no_network_and_the_supernode_s_no_data():
     agent, node = ((DEPLOY / "systemd" / f"umbel-{name}.service").read_text() for name in ("agent", "supernode"))
     assert "PrivateNetwork=yes" in agent
     assert "RestrictAddressFamilies=AF_UNIX\n" in agent
-    assert "InaccessiblePaths=-/var/lib/umbel/site" in node
+    assert "InaccessiblePaths=-/var/lib/umbel -/srv/umbel\n" in node
+
+
+def settings(name):
+    """Keys of a unit's [Service] with all their values."""
+    found = {}
+    for line in (DEPLOY / "systemd" / name).read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_two_units_never_share_a_user_nor_a_group():
+    agent, node = settings("umbel-agent.service"), settings("umbel-supernode.service")
+    owners = [{*unit["User"], *unit["Group"], *unit.get("SupplementaryGroups", ())} for unit in (agent, node)]
+    assert owners == [{"umbel"}, {"umbel-courier"}]
+    # What is a unit's own state lies in no folder of the other's user.
+    assert agent["StateDirectory"] == ["umbel"]
+    assert node["StateDirectory"] == ["umbel-courier"]
+    assert agent["StateDirectoryMode"] == node["StateDirectoryMode"] == ["0700"]
+    assert "FLWR_HOME=/var/lib/umbel-courier" in node["Environment"][0]
+    line = (DEPLOY / "systemd" / "umbel.tmpfiles").read_text().splitlines()[-1]
+    assert line.split()[:5] == ["d", "/run/umbel", "2710", "umbel", "umbel-courier"]
+    assert agent["ReadWritePaths"] == ["/run/umbel"]
+    assert "ReadWritePaths" not in node
+
+
+def test_a_site_s_figures_are_served_where_no_network_is():
+    assert settings("umbel-agent.service")["ExecStart"][0].endswith(
+        " --metrics unix:/var/lib/umbel/site/run/metrics.sock"
+    )
+    command = compose("site.yaml")["services"]["agent"]["command"]
+    assert command[-2:] == ["--metrics", "unix:/site/run/metrics.sock"]
+
+
+def test_the_installer_makes_what_the_units_name():
+    text = (DEPLOY / "install.sh").read_text()
+    assert "for user in umbel umbel-courier; do" in text
+    for folder in ("/var/lib/umbel ", "/var/lib/umbel-courier ", "/etc/umbel/node\n"):
+        assert f" {folder}" in text
+    for file in ("umbel.tmpfiles", "supernode.env.example"):
+        assert (DEPLOY / "systemd" / file).is_file()
+    example = dict(
+        line.split("=", 1)
+        for line in (DEPLOY / "systemd" / "supernode.env.example").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    asked = set(re.findall(r"\$\{(\w+)\}", settings("umbel-supernode.service")["ExecStart"][0]))
+    assert example.keys() == asked
+    assert example["UMBEL_AGENT"] == "unix:///run/umbel/coordinator.sock"
 
 
 def test_the_dashboard_asks_for_figures_that_there_are():
@@ -237,6 +302,48 @@ def test_the_dashboard_asks_for_figures_that_there_are():
     assert len(asked) >= 15
     assert asked <= known
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+STUB = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$CALLS"
+case "$(basename "$0") $*" in
+    "id -u") echo 0 ;;
+    "id -Gn umbel-courier") echo "umbel-courier $GROUPS_OF_COURIER" ;;
+    "id "*) exit 1 ;;
+    *"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "home = $3" > "$3/pyvenv.cfg" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("joined", ["", "umbel"])
+def test_the_installer_makes_both_users_and_closes_their_folders(tmp_path, joined):
+    bundle, stubs = tmp_path / "bundle", tmp_path / "stubs"
+    shutil.copytree(DEPLOY / "systemd", bundle / "deploy" / "systemd")
+    shutil.copy(DEPLOY / "install.sh", bundle)
+    (bundle / "SHA256SUMS").write_text(run("sha256sum", "install.sh", cwd=bundle).stdout)
+    stubs.mkdir()
+    for name in ("id", "useradd", "install", "chown", "systemctl", "systemd-tmpfiles", "python3"):
+        (stubs / name).write_text(STUB)
+        (stubs / name).chmod(0o755)
+    environment = {
+        "PATH": f"{stubs}:/usr/bin:/bin",
+        "CALLS": str(tmp_path / "calls"),
+        "GROUPS_OF_COURIER": joined,
+    }
+    done = run("sh", bundle / "install.sh", "--prefix", tmp_path / "opt", "--units", env=environment)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    for user in ("umbel", "umbel-courier"):
+        assert f"useradd --system --user-group --home-dir /var/lib/{user} --shell /usr/sbin/nologin {user}" in calls
+    if joined:
+        assert done.returncode == 1
+        assert "umbel-courier is in the group umbel" in done.stderr
+        assert not any(call.startswith("systemctl") for call in calls)
+        return
+    assert done.returncode == 0, done.stderr
+    assert "install -d -o root -g root -m 0755 /etc/umbel" in calls
+    assert "install -d -o umbel -g umbel -m 0700 /var/lib/umbel /var/lib/umbel/site" in calls
+    assert "install -d -o umbel-courier -g umbel-courier -m 0700 /var/lib/umbel-courier /etc/umbel/node" in calls
+    assert calls.index("systemd-tmpfiles --create /etc/tmpfiles.d/umbel.conf") < calls.index("systemctl daemon-reload")
 
 
 def test_the_installer_is_a_shell_script():

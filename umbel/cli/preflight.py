@@ -64,10 +64,16 @@ def coordinator(
     memory: Memory = 4.0,
     model: Model = None,
     listen: Listen = None,
+    ntp: Annotated[str | None, typer.Option(help="Time server to compare the clock with, HOST or HOST:PORT.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a coordinator: disk, memory, ports, certificates, and whether the base fits."""
-    _report(_machine(home, disk, memory, model, listen, identity), as_json)
+    """Check a coordinator: clock, disk, memory, ports, certificates, and whether the base fits."""
+    from deploy.preflight.time_server import check_time_server
+
+    checks = _machine(home, disk, memory, model, listen, identity)
+    if ntp is not None:
+        checks.append(("clock", partial(check_time_server, ntp)))
+    _report(checks, as_json)
 
 
 def _machine(

@@ -191,21 +191,28 @@ def revoke(
     superlink: Connection = None,
     passphrase_file: Secret = None,
 ) -> None:
-    """Revoke a member at once: its certificates, its SuperNode and its place in the roster. No server restarts."""
+    """Revoke a member at once: its certificates, its SuperNode and its place in the roster. No server restarts.
+
+    Where the SuperLink could not be reached, the same command again takes the SuperNode out.
+    """
     from deploy.provision.supernode import unregister, unregister_command
 
     authority = _authority(pki, passphrase_file)
-    member = authority.revoke(name)
-    serials = [f"{issued.serial:x}" for issued in member.certificates if issued.revoked == member.revoked]
-    _line(f"Revoked {name}: {len(serials)} certificates, and signed the roster without it.")
+    member = authority.index().members.get(name)
+    if superlink is not None and member is not None and member.kind == "site" and member.revoked is not None:
+        _line(f"{name} was revoked on {member.revoked:%Y-%m-%d} already.")  # the SuperLink could not be reached then
+    else:
+        member = authority.revoke(name)
+        serials = [f"{issued.serial:x}" for issued in member.certificates if issued.revoked == member.revoked]
+        _line(f"Revoked {name}: {len(serials)} certificates, and signed the roster without it.")
+    remote = [m.name for m in authority.index().members.values() if m.revoked is None and not m.folder]
+    if remote:
+        _line(f"Send the new grants to {', '.join(sorted(remote))}: they are in {authority.folder / 'grants'}.")
     if member.kind == "site":
         if superlink is not None:
             _line(f"Unregistered its SuperNode {unregister(member, superlink)}.")
         else:
             _line(f"Take its SuperNode out too: {' '.join(unregister_command(member.node or 'ID', 'CONNECTION'))}")
-    remote = [m.name for m in authority.index().members.values() if m.revoked is None and not m.folder]
-    if remote:
-        _line(f"Send the new grants to {', '.join(sorted(remote))}: they are in {authority.folder / 'grants'}.")
 
 
 @app.command()

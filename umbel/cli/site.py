@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import logging
+import os
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,9 +59,15 @@ def check(
 @app.command()
 def serve(
     folder: Folder = HERE,
-    metrics: Annotated[str, typer.Option(help="host:port for Prometheus; nothing is shown where this is empty.")] = "",
+    metrics: Annotated[str, typer.Option(help="host:port or unix:/path for Prometheus; empty shows nothing.")] = "",
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="The log is lost: begin a new one, whose first line says so.")
+    ] = False,
 ) -> None:
     """Runs the agent until SIGTERM or Ctrl-C."""
+    from client.agent.books import accept_loss as accept
+    from client.agent.books import require_log
+    from client.agent.checks import no_gpu
     from client.agent.house import House
     from client.agent.metered import metered
     from client.agent.server import AgentServer
@@ -66,15 +75,28 @@ def serve(
 
     structured()
     house = House.open(folder)
+    house.require_access()
+    if accept_loss:
+        accept(house.log, house.ledger, house.identity(), person=_login())
+    require_log(house.log, house.ledger)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with metered(house, metrics) as wrap, AgentServer(house, wrap=wrap) as server:
+        if missing := no_gpu(house):
+            logging.getLogger("umbel.agent").warning(missing)
         for address in server.addresses:
             out.print(f"Listening on {address}", soft_wrap=True, markup=False)
         out.print(f"Site {house.policy.name} is ready.", soft_wrap=True, markup=False)
         ended.wait()
         out.print("Ending.")
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"user {os.geteuid()}"
 
 
 @app.command()
@@ -123,3 +145,20 @@ def ledger(
             str(row["releases"]),
         )
     out.print(table)
+    for name in _mixed(rows):
+        out.print(
+            f"{name}: the client row counts client-level releases alone; the example-level ones put no bound on the "
+            "client as a whole.",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _mixed(rows: list[dict[str, Any]]) -> list[str]:
+    """Data sets with releases of both units: the example row counts all, so it counts more than the client row."""
+    counts = {(row["data"], row["unit"]): int(row["releases"]) for row in rows}
+    return [
+        str(name)
+        for (name, unit), count in counts.items()
+        if unit == "client" and 0 < count < counts.get((name, "example"), 0)
+    ]

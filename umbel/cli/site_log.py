@@ -44,10 +44,13 @@ def verify(
     noted: Annotated[str, typer.Option(help="An earlier end, NUMBER:HASH, that must still be in the log.")] = "",
 ) -> None:
     """Reads the whole log and ledger and fails if anything was changed."""
+    from client.agent.books import require_log
     from client.agent.desk import verify_books
     from client.agent.house import House
 
-    head, lines = verify_books(House.open(folder), noted)
+    house = House.open(folder)
+    head, lines = verify_books(house, noted)
+    require_log(house.log, house.ledger)
     out.print(f"The log holds {head.number} lines and nothing was changed; its end: {head}", soft_wrap=True)
     out.print(f"The ledger goes on from the {lines} lines that the log knows.")
 

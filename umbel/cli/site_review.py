@@ -47,6 +47,8 @@ def review(
     out.print(table)
     for sentence in found.objections:
         out.print(f"Refused: {sentence}", markup=False, soft_wrap=True)
+    for sentence in found.warnings:
+        out.print(f"Warning: {sentence}", markup=False, soft_wrap=True)
     if not approve:
         out.print("Nothing was signed; --approve signs." if not found.objections else "It cannot be approved so.")
         return

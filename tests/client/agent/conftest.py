@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import pytest
 
 from tests.client.agent.houses import AgentProcess, Authority, enrol, make_house, policy_for
@@ -11,6 +14,14 @@ def agent_root(tmp_path_factory):
     make_base(root / "base")
     make_folder(root / "data")
     return root
+
+
+@pytest.fixture
+def own_root(agent_root, tmp_path):
+    """The same base, and a copy of the data that a test may change."""
+    os.symlink(agent_root / "base", tmp_path / "base")
+    shutil.copytree(agent_root / "data", tmp_path / "data")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,32 +18,47 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from client.agent.agent import Call
+from client.agent.bundle import Bundle
+from client.agent.definition import RunDefinition
 from client.agent.house import House, init
+from client.agent.watch import Watch
+from mllm.warm import warm_model
 from privacy.secagg import Roster
 from privacy.secagg.agreement import site_id
 from tests.federated import options
+from umbel.config import RunConfig
 from umbel.signed import sign, verifying_pem
+from umbel.wire import TrainOrder
 
 COORDINATOR = "consortium"
+NOISED = "noised"
 
 
 def policy_for(root: Path, name: str = "hospital-a", **changes) -> dict:
-    """A policy that allows the small run of ``tests.federated.options``; ``runs__rank`` changes runs.rank."""
+    """A policy that allows the small run of ``tests.federated.options``; ``runs__rank`` changes runs.rank.
+
+    The data that a run without noise takes have no budget; a copy of them, ``noised``, has one.
+    """
+    if (root / "data").is_dir() and not (root / NOISED).exists():
+        shutil.copytree(root / "data", root / NOISED)
     table = {
         "name": name,
         "coordinator": [{"name": COORDINATOR, "socket": "a.sock", "callers": ["courier-a"]}],
         "model": [{"name": str(root / "base")}],
         "data": [
             {
-                "name": str(root / "data"),
-                "root": str(root / "data"),
+                "name": str(root / folder),
+                "root": str(root / folder),
                 "columns": ["image", "question", "answer"],
-                "epsilon": 20.0,
+                "epsilon": epsilon,
                 "delta": 1e-5,
             }
+            for folder, epsilon in (("data", 0.0), (NOISED, 20.0))
         ],
         "runs": {
             "approval": "none",
+            "repeat": True,
             "strategies": ["fedit"],
             "rank": 2,
             "steps": 4,
@@ -79,8 +96,26 @@ def enrol(houses: list[House], authority: Ed25519PrivateKey | None = None) -> No
 
 
 def flat_options(root: Path, **changes) -> dict:
-    """Options of a run that :func:`policy_for` allows."""
-    return options(root, **{"federation__clients": 2, "federation__minimum": 1, **changes})
+    """Options of a run that :func:`policy_for` allows; one with noise takes the data with a budget."""
+    data = {"task__data": str(root / NOISED)} if changes.get("privacy__unit", "none") != "none" else {}
+    return options(root, **{"federation__clients": 2, "federation__minimum": 1, **data, **changes})
+
+
+def call_for(root: Path, run: str = "1", **changes) -> Call:
+    """A call to an agent about the run of :func:`flat_options`."""
+    flat = flat_options(root, **{"run__id": "auto", **changes})
+    return Call(COORDINATOR, "test", run, json.dumps(flat), Bundle(), Watch(lambda: True))
+
+
+def definition_for(root: Path, **changes) -> RunDefinition:
+    """What that call is about."""
+    return RunDefinition(COORDINATOR, RunConfig.from_flat(flat_options(root, **changes)), Bundle())
+
+
+def order_for(root: Path, round_number: int = 1, **facts) -> TrainOrder:
+    """A train order of that run, with the adapter that it begins with."""
+    warm = warm_model(RunConfig.from_flat(flat_options(root)))
+    return TrainOrder(round_number, warm.tuned.spec.hash, warm.initial, **facts)
 
 
 class Authority:

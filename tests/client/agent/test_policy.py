@@ -20,10 +20,7 @@ NO_CODE, CODE = Bundle("a" * 64, False), Bundle("b" * 64, True)
 
 
 def definition(root, bundle=NO_CODE, **changes):
-    flat = flat_options(root)
-    for key, value in changes.items():
-        flat[key.replace("__", ".").replace("_", "-")] = value
-    return RunDefinition(COORDINATOR, RunConfig.from_flat(flat), bundle)
+    return RunDefinition(COORDINATOR, RunConfig.from_flat(flat_options(root, **changes)), bundle)
 
 
 @pytest.fixture
@@ -164,7 +161,7 @@ def test_a_column_that_is_not_allowed_is_refused(site):
 
 def test_a_data_set_without_a_budget_gives_nothing_noised_away(site):
     table = policy_for(site.root)
-    table["data"][0]["epsilon"] = 0.0
+    table["data"][1]["epsilon"] = 0.0
     house = make_house(site.root / "site", table)
     assert any("no privacy budget" in s for s in objections(house, definition(site.root, privacy__unit="example")))
 

@@ -18,6 +18,7 @@ from client.agent.desk import ask_status, budgets, verify_books
 from client.agent.remote_site import CHANNEL_OPTIONS, RemoteSite
 from mllm.warm import warm_model
 from tests.client.agent.houses import AgentProcess, Authority, enrol, flat_options, make_house, policy_for
+from umbel.canonical import canonical_json
 from umbel.config import RunConfig
 from umbel.errors import ConfigError, DeployError, LedgerError, ProtocolViolation, SiteError
 from umbel.tls import load_identity
@@ -213,8 +214,10 @@ class TestService:
         left = mine[1]
         import hashlib
 
-        assert left["sha256"] == hashlib.sha256(reply.update.tobytes()).hexdigest()
-        assert (left["bytes"], left["coordinator"], left["round"]) == (reply.update.nbytes, "consortium", 1)
+        gone = reply.update.tobytes() + canonical_json({"metrics": reply.metrics, "spec_hash": reply.spec_hash})
+        assert left["sha256"] == hashlib.sha256(gone).hexdigest()
+        assert (left["bytes"], left["coordinator"], left["round"]) == (len(gone), "consortium", 1)
+        assert left["metrics"] == reply.metrics
         assert [cost["steps"] for cost in left["cost"]] == [2]
         assert "7 steps" in mine[3]["reason"]
         assert mine[3]["cost"] == []

@@ -8,7 +8,7 @@ from client.agent.site_premises import SitePremises
 from client.local_site import LocalSite
 from client.store import MemoryStore
 from mllm.warm import warm_model
-from tests.client.agent.houses import COORDINATOR, flat_options, make_house, policy_for
+from tests.client.agent.houses import COORDINATOR, NOISED, flat_options, make_house, policy_for
 from umbel.config import RunConfig
 from umbel.errors import AdapterError, BudgetExceeded, ProtocolViolation, SiteError
 from umbel.wire import EvaluateOrder, MessageType, SecAggStep, TrainOrder, TrainReply, secure_order
@@ -24,11 +24,7 @@ SECURE = {"secagg__enabled": True, "federation__clients": 3, "federation__minimu
 
 
 def options_for(root, **changes):
-    changes = {"run__id": "auto", **changes}
-    flat = flat_options(root)
-    for key, value in changes.items():
-        flat[key.replace("__", ".").replace("_", "-")] = value
-    return flat
+    return flat_options(root, **{"run__id": "auto", **changes})
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +164,7 @@ def test_nothing_is_released_over_the_budget(open_site, agent_root):
         from privacy.terms import Unit
 
         with Ledger.open(site._premises.ledger) as ledger:
-            ledger.set_budget(Budget(20.0, 1e-5), dataset=str(agent_root / "data"), unit=Unit.EXAMPLE)
+            ledger.set_budget(Budget(20.0, 1e-5), dataset=str(agent_root / NOISED), unit=Unit.EXAMPLE)
     before = site.ledger().events
     with pytest.raises(BudgetExceeded, match="nothing was released"):
         site.train(order)

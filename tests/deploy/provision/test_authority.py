@@ -13,6 +13,7 @@ from privacy.secagg.agreement import site_id
 from privacy.secagg.identity import Roster
 from privacy.secagg.pinned import pinned_identity, pinned_roster
 from tests.federation import make
+from umbel.cli.main import main
 from umbel.errors import DeployError
 from umbel.signers import pinned_signers
 from umbel.tls import RevocationList, load_identity
@@ -238,6 +239,27 @@ def test_keys_that_never_travel(authority, tmp_path):
     assert "b.example.org" in names(site / "tls")
     authority.renew(["hospital-b"])
     accept_grant(site, read_grant((authority.folder / "grants" / "hospital-b.json").read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("keys", {"agent": "-----BEGIN PUBLIC KEY-----\njunk\n-----END PUBLIC KEY-----\n", "client": ""}),
+        ("keys", {"agent": "x"}),
+        ("keys", {}),
+        ("identity", "zz" * 32),
+        ("identity", "00"),
+    ],
+)
+def test_a_damaged_key_in_the_index_is_one_sentence_and_changes_nothing(authority, capsys, field, value):
+    path = authority.folder / "index.json"
+    body = json.loads(path.read_text())
+    body["members"]["hospital-a"][field] = value
+    path.write_text(json.dumps(body))
+    before = {path: path.read_bytes() for path in authority.folder.rglob("*") if path.is_file()}
+    assert main(["provision", "renew", "hospital-a", "--pki", str(authority.folder)]) == 85
+    assert "index.json is damaged: restore it from the backup." in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in authority.folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_damaged_index_is_said(authority):

@@ -1,7 +1,9 @@
 """Requests and grants: what is refused, and that any bytes end in one sentence."""
 
 import json
+import os
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,7 +13,9 @@ from hypothesis import strategies as st
 from deploy.provision import Authority, accept_grant, make_request, read_grant, read_request
 from privacy.secagg.pinned import pinned_roster
 from umbel.errors import DeployError
-from umbel.signed import canonical, sign, signing_pem
+from umbel.signed import canonical, sign, signing_pem, verifying_pem
+from umbel.signers import pinned_signers
+from umbel.tls.identity import load_identity
 
 MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
@@ -116,6 +120,144 @@ def test_an_older_roster_is_refused(enrolled):
     with pytest.raises(DeployError, match="an old one is not taken back"):
         accept_grant(site, grant)
     assert len(pinned_roster(site / "identity")[0]) == 2
+
+
+@pytest.fixture
+def grown(tmp_path):
+    """A site's folder with the current grant of an authority that revoked a coordinator, that grant, and an older."""
+    authority, _ = Authority.init(tmp_path / "pki", "demo")
+    authority.enrol("coordinator", "co", folder=tmp_path / "co")
+    site = tmp_path / "site"
+    authority.sign(read_request(make_request(site, "site", "hospital-a")))
+
+    def fetch():
+        return read_grant((authority.folder / "grants" / "hospital-a.json").read_bytes())
+
+    old = fetch()
+    accept_grant(site, old, trust=authority.fingerprint)
+    authority.revoke("co")
+    return authority, site, fetch(), old
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def numbers(folder):
+    from cryptography import x509
+
+    return {
+        x509.load_pem_x509_crl((folder / use / "crl.pem").read_bytes())
+        .extensions.get_extension_for_class(x509.CRLNumber)
+        .value.crl_number
+        for use in ("tls", "client")
+    }
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_signers_of_an_older_grant_are_refused_in_a_current_one(grown, accepted):
+    _, site, new, old = grown
+    if accepted:
+        accept_grant(site, new)
+        assert pinned_signers(site / "identity") == {}
+    before = files(site)
+    mixed = replace(new, signers=old.signers, signers_sig=old.signers_sig)
+    with pytest.raises(DeployError, match="not taken back" if accepted else "no authority sent together"):
+        accept_grant(site, mixed)
+    mixed = replace(new, roster=old.roster, roster_sig=old.roster_sig)
+    with pytest.raises(DeployError, match="not taken back" if accepted else "no authority sent together"):
+        accept_grant(site, mixed)
+    assert files(site) == before
+
+
+def test_an_older_revocation_list_is_refused_and_nothing_is_written(grown):
+    _, site, new, old = grown
+    accept_grant(site, new)
+    before = files(site)
+    with pytest.raises(DeployError, match=r"has number \d+ and .*tls/crl\.pem has \d+: an older list would let"):
+        accept_grant(site, replace(new, crl=old.crl))
+    assert files(site) == before
+    accept_grant(site, new)
+    assert files(site) == before
+
+
+def test_a_list_of_nobody_or_of_another_authority_is_refused_before_anything_is_written(grown, tmp_path, monkeypatch):
+    _, site, new, _ = grown
+    before = files(site)
+    other, _ = Authority.init(tmp_path / "other", "demo")
+    foreign = (other.folder / "public" / "crl.pem").read_text()
+    for text in ("junk", "", foreign, new.crl.replace("A", "B"), new.ca):
+        with pytest.raises(DeployError, match="is not one of its authority that is still in force"):
+            accept_grant(site, replace(new, crl=text))
+    assert files(site) == before
+    monkeypatch.setattr("umbel.tls.peer.Peer.require_current", lambda peer, now: None)
+    with pytest.raises(DeployError, match="not one of its authority that is still in force"):
+        accept_grant(site, new, now=datetime.now(UTC) + timedelta(days=61))
+    assert files(site) == before
+
+
+def test_half_of_a_first_grant_pins_no_authority(enrolled, tmp_path):
+    _, _, _, grant = enrolled
+    for missing in ("tls/ca.pem", "client/ca.pem", "identity/authority.pub"):
+        folder = tmp_path / missing.replace("/", "-")
+        for name, text in (("tls/ca.pem", grant.ca), ("client/ca.pem", grant.ca)):
+            (folder / name).parent.mkdir(parents=True)
+            (folder / name).write_text(text)
+        (folder / "identity").mkdir()
+        (folder / "identity" / "authority.pub").write_bytes(verifying_pem(bytes.fromhex(grant.authority)))
+        (folder / missing).unlink()
+        with pytest.raises(DeployError, match="compare the fingerprint"):
+            accept_grant(folder, grant)
+
+
+def test_a_damaged_list_is_replaced(grown):
+    _, site, new, _ = grown
+    for use in ("tls", "client"):
+        (site / use / "crl.pem").write_text("damaged")
+    accept_grant(site, new)
+    assert len(numbers(site)) == 1
+
+
+def usable(site):
+    """What every reader of a member's folder asks for."""
+    for use in ("tls", "client"):
+        load_identity(site / use)
+    assert pinned_roster(site / "identity")[1] > 0
+    pinned_signers(site / "identity")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_crash_at_any_point_leaves_a_folder_that_works(grown, monkeypatch, plain):
+    """Cut off before every rename in turn, over files as an earlier version left them and over links."""
+    _, site, new, _ = grown
+    if plain:
+        for name in ("roster.json", "roster.sig", "signers.json", "signers.sig"):
+            data = (site / "identity" / name).read_bytes()
+            (site / "identity" / name).unlink()
+            (site / "identity" / name).write_bytes(data)
+    rename, left = os.replace, 0
+
+    def cut(source, target):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        rename(source, target)
+
+    for steps in range(40):
+        left = steps
+        monkeypatch.setattr(os, "replace", cut)
+        try:
+            accept_grant(site, new)
+            break
+        except KeyboardInterrupt:
+            monkeypatch.setattr(os, "replace", rename)
+            usable(site)
+    monkeypatch.setattr(os, "replace", rename)
+    assert steps > 10
+    usable(site)
+    assert pinned_signers(site / "identity") == {}
+    assert len(list((site / "identity").glob("documents-*"))) == 1
 
 
 @MANY

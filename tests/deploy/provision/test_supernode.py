@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.provision.supernode import register, unregister
+from deploy.provision import make_request, read_request
+from deploy.provision.supernode import register, unregister, unregister_command
 from tests.federation import make
+from umbel.cli.main import main
 from umbel.errors import DeployError
 
 BIN = Path(sys.executable).parent
@@ -28,6 +30,33 @@ def test_only_sites_have_a_supernode_and_only_registered_ones_are_taken_out(auth
         register(authority, members["hub"], "lo")
     with pytest.raises(DeployError, match="was not registered from here: find its id with 'flwr supernode list lo'"):
         unregister(members["hospital-a"], "lo")
+
+
+def test_a_revocation_that_the_superlink_did_not_hear_of_can_be_repeated(authority, tmp_path, monkeypatch, capsys):
+    authority.sign(read_request(make_request(tmp_path / "far", "site", "far")))
+    authority.note_node("hospital-a", "77")
+    command = ["provision", "revoke", "hospital-a", "--pki", str(authority.folder), "--superlink", "lo"]
+
+    def fail(line):
+        raise DeployError("the SuperLink does not answer")
+
+    monkeypatch.setattr("deploy.provision.supernode._run", fail)
+    assert main(command) == 85
+    said = capsys.readouterr()
+    assert said.err == "the SuperLink does not answer\n"
+    assert "Revoked hospital-a" in said.out
+    assert "Send the new grants to far" in said.out
+    version, asked = authority.index().version, []
+    monkeypatch.setattr("deploy.provision.supernode._run", asked.append)
+    assert main(command) == 0
+    assert asked == [unregister_command("77", "lo")]
+    said = capsys.readouterr().out
+    assert "hospital-a was revoked on" in said
+    assert "Send the new grants to far" in said
+    assert "Unregistered its SuperNode 77." in said
+    assert authority.index().version == version
+    assert main(command[:-2]) == 85  # nothing is left to do without a SuperLink
+    assert "was revoked on" in capsys.readouterr().err
 
 
 @pytest.mark.flower

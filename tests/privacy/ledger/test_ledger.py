@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from privacy.accounting import Event, epsilon
+from privacy.accounting import Event, epsilon, per_example
 from privacy.ledger import Budget, Ledger
 from privacy.ledger import store as store_module
 from privacy.terms import Mechanism, Relation, Sampler, Unit
@@ -15,6 +15,7 @@ from umbel.errors import BudgetExceeded, LedgerError, PlanError
 EVENT = Event(Mechanism.GAUSSIAN, Sampler.POISSON, Relation.ADD_REMOVE, 1.05, 64 / 650, 20, 20)
 OTHER = Event(Mechanism.GAUSSIAN, Sampler.FULL, Relation.ADD_REMOVE, 9.0, participations=2, steps=2)
 AT = {"dataset": "site-a/vqa", "unit": Unit.EXAMPLE}
+OF_CLIENT = {"dataset": "site-a/vqa", "unit": Unit.CLIENT}
 BUDGET = Budget(8.0, 1e-5)
 
 
@@ -44,8 +45,10 @@ def test_spending_adds_up_per_data_set_and_unit(path: Path) -> None:
         for event in (EVENT, OTHER, EVENT):
             ledger.reserve(event, run="x", **AT)
         ledger.reserve(EVENT, dataset="else", unit=Unit.EXAMPLE)
-        ledger.reserve(OTHER, dataset="site-a/vqa", unit=Unit.CLIENT)
         assert ledger.spent(1e-5, **AT) == epsilon([EVENT, OTHER, EVENT], 1e-5)
+        ledger.reserve(OTHER, dataset="site-a/vqa", unit=Unit.CLIENT)
+        assert ledger.spent(1e-5, **AT) == epsilon(per_example([EVENT, OTHER, EVENT], [OTHER]), 1e-5)
+        assert ledger.spent(1e-5, **OF_CLIENT) == epsilon([OTHER], 1e-5)
         assert ledger.spent(1e-5, dataset="else", unit=Unit.EXAMPLE) == epsilon([EVENT], 1e-5)
         assert ledger.datasets() == (
             ("site-a/vqa", Unit.EXAMPLE),
@@ -110,6 +113,39 @@ def test_one_event_that_covers_many_rounds_is_booked_once(path: Path) -> None:
         with pytest.raises(LedgerError, match="another event"):
             ledger.reserve(EVENT, once="run-1/noise", **AT)
         assert ledger.reserve(OTHER, once="run-2/noise", **AT) != first
+
+
+@pytest.mark.parametrize("first", Unit)
+def test_two_units_are_one_budget_for_an_example(path: Path, first: Unit) -> None:
+    """Each alone fits into the budget; together they do not, whichever comes first."""
+    exchanged = Event(Mechanism.GAUSSIAN, Sampler.FULL, Relation.REPLACE_ONE, 2.0)
+    second = Unit.CLIENT if first is Unit.EXAMPLE else Unit.EXAMPLE
+    with Ledger.open(path) as ledger:
+        for unit in Unit:
+            ledger.set_budget(Budget(2.5, 1e-5), dataset="d", unit=unit)
+        ledger.reserve(exchanged, dataset="d", unit=first)
+        alone = ledger.spent(1e-5, dataset="d", unit=first)
+        assert 1.9 < alone < 2
+        with pytest.raises(BudgetExceeded, match=r"bring example-level epsilon to 2\.9"):
+            ledger.reserve(exchanged, dataset="d", unit=second, budget=Budget(100.0, 1e-5))
+        assert len(ledger.entries()) == 3, "a refused event is not booked"
+        ledger.set_budget(Budget(4.0, 1e-5), dataset="d", unit=Unit.EXAMPLE)
+        number = ledger.reserve(exchanged, dataset="d", unit=second)
+        assert ledger.spent(1e-5, dataset="d", unit=Unit.EXAMPLE) > 2.9
+        assert ledger.spent(1e-5, dataset="d", unit=Unit.CLIENT) == pytest.approx(alone)
+        ledger.settle(number, "void")
+        assert ledger.spent(1e-5, dataset="d", unit=Unit.EXAMPLE) == pytest.approx(alone)
+
+
+def test_the_cost_of_a_client_level_release_for_an_example_is_refused_too(path: Path) -> None:
+    """Add-remove of clients says half of what a replaced client, and so an example, costs."""
+    added = Event(Mechanism.GAUSSIAN, Sampler.FULL, Relation.ADD_REMOVE, 2.0)
+    with Ledger.open(path) as ledger:
+        for unit in Unit:
+            ledger.set_budget(Budget(3.0, 1e-5), dataset="d", unit=unit)
+        with pytest.raises(BudgetExceeded, match="example-level"):
+            ledger.reserve(added, dataset="d", unit=Unit.CLIENT)
+        ledger.reserve(added, dataset="free", unit=Unit.CLIENT, budget=Budget(3.0, 1e-5))
 
 
 def tamper(path: Path, *statements: str) -> None:
