@@ -102,7 +102,8 @@ class LocalSite(Site):
     def _budget(self) -> SiteBudget:
         return SiteBudget(self._premises.ledger, dataset=self._premises.dataset(), run=self._run)
 
-    def _unless_released(self, line: int) -> AbstractContextManager[None]:
+    def unless_released(self, line: int) -> AbstractContextManager[None]:
+        """Gives back what ``line`` of the ledger booked (0: nothing) if the work inside fails."""
         return self._budget.unless_released(line) if line else nullcontext()
 
     def _received(self, spec_hash: str, adapter: Vector, round_number: int) -> tuple[TunedModel, Vector]:
@@ -148,7 +149,7 @@ class LocalSite(Site):
         found = self.prepare(order)
         if isinstance(found, RoundJob):
             paid = paid_for() if found.private is not None else nullcontext()
-            with self._unless_released(found.line), paid:
+            with self.unless_released(found.line), paid:
                 result = Trainer(found.tuned, found.collator, self._view.train).train(
                     found.examples,
                     found.client,
@@ -269,7 +270,7 @@ class LocalSite(Site):
             job.settle()
         whole = update_plan(self._config)
         line = job.line if whole is None else self._budget.reserve(whole, job.order.round)
-        with self._unless_released(line):
+        with self.unless_released(line):
             outcome = self._upload(job, result, local, seconds, whole)
         self._keep(job.client.keep(local))
         if self._strategy.passes > 1:

@@ -15,7 +15,7 @@ def metered(house: House, address: str) -> Iterator[Callable[[Site], Site] | Non
 
     Args:
         house: of the site; its ledger is shown too.
-        address: ``host:port``, or "" for no figures.
+        address: ``host:port`` or ``unix:/path``, or "" for no figures.
 
     Raises:
         ConfigError: the address is none.

@@ -18,7 +18,7 @@ from client.agent.site_premises import known_data, site_examples, site_view
 from client.agent.video_lines import FIELD, has_videos
 from client.batches import steps_for
 from client.budget import example_plan, update_plan
-from privacy.accounting import Event, epsilon
+from privacy.accounting import Event, epsilon, per_example
 from privacy.ledger import Ledger
 from privacy.plan import PrivacyPlan
 from privacy.secagg.agreement import client_plan
@@ -168,20 +168,32 @@ def _cost(house: House, config: RunConfig, examples: int) -> list[tuple[str, str
         return [("privacy", "no guarantee is accounted for at this site")]
     data = known_data(house, config)
     facts = [("privacy", plan.statement())]
-    before: tuple[Event, ...] = ()
-    if house.ledger.exists():
-        with Ledger.open(house.ledger, create=False) as ledger:
-            before = ledger.events(dataset=data.name, unit=Unit(config.privacy.unit))
-    spent = epsilon(before, data.delta)
-    after = epsilon((*before, *plan.events()), data.delta)
-    facts.append(
-        (
-            "cost",
-            f"epsilon {spent:.3f} is spent of {data.epsilon:g} at delta {data.delta:g}; after this run {after:.3f}"
-            + ("" if after <= data.epsilon else ": it would be stopped before its end"),
+    unit = Unit(config.privacy.unit)
+    accounts = [(unit, "cost")]
+    if unit is Unit.CLIENT:  # what hides a client is booked for each of its examples too
+        accounts.append((Unit.EXAMPLE, "cost, example"))
+    for account, label in accounts:
+        spent, after = (epsilon(events, data.delta) for events in _events(house, data.name, plan, unit, account))
+        facts.append(
+            (
+                label,
+                f"epsilon {spent:.3f} is spent of {data.epsilon:g} at delta {data.delta:g}; after this run {after:.3f}"
+                + ("" if after <= data.epsilon else ": it would be stopped before its end"),
+            )
         )
-    )
     return facts
+
+
+def _events(
+    house: House, dataset: str, plan: PrivacyPlan, unit: Unit, account: Unit
+) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
+    """What an account counts before the run and after it."""
+    if not house.ledger.exists():
+        planned = tuple(plan.events())
+        return (), planned if account is unit else per_example((), planned)
+    with Ledger.open(house.ledger, create=False) as ledger:
+        before = ledger.events(dataset=dataset, unit=account)
+        return before, ledger.foreseen(plan.events(), dataset=dataset, unit=unit, account=account)
 
 
 def _plan(config: RunConfig, examples: int) -> PrivacyPlan | None:

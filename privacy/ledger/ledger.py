@@ -190,6 +190,11 @@ class Ledger:
         """Epsilon left of ``budget``, at least 0."""
         return max(0.0, budget.epsilon - self.spent(budget.delta, dataset=dataset, unit=unit))
 
+    def foreseen(self, events: Iterable[Event], *, dataset: str, unit: Unit, account: Unit) -> tuple[Event, ...]:
+        """What would count in ``account`` if ``events`` were booked for ``unit`` too; books nothing."""
+        with self._store.reading():
+            return self._spent(dataset, account, *((unit, event) for event in events))
+
     def check(self, event: Event, budget: Budget, *, dataset: str, unit: Unit) -> None:
         """Raises BudgetExceeded when ``event`` would exceed ``budget`` in ``unit``; books nothing."""
         with self._store.reading():

@@ -135,7 +135,8 @@ def _wave(sites: Sequence[LocalSite], orders: Sequence[TrainOrder], config: RunC
             if isinstance(found, RoundJob):
                 trained = next(outcomes)
                 if isinstance(trained, UmbelError):
-                    raise trained
+                    with site.unless_released(found.line):
+                        raise trained
                 found = site.conclude(found, trained.result, trained.local, trained.seconds)
             replies.append(found if isinstance(found, UmbelError) else site.reply(order, found))
         except UmbelError as error:
