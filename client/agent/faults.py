@@ -8,23 +8,29 @@ from typing import Any, NoReturn
 import grpc
 
 from umbel import errors
-from umbel.errors import ProtocolViolation, SiteError, UmbelError
+from umbel.errors import DataError, ProtocolViolation, SiteError, UmbelError
 
 logger = logging.getLogger("umbel.agent")
 
 _CLASS, _REASON = "umbel-error", "umbel-reason"
 _LONGEST = 2000
+_DATA = "This site cannot use its data for this run: its operator finds why in the site's log."
 _KNOWN = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, UmbelError)}
 
 
 def refuse(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
-    """Ends the call with an error. What was not raised on purpose is told to nobody outside this process."""
+    """Ends the call with an error. What was not raised on purpose is told to nobody outside this process.
+
+    Nor is what is wrong with the data: such a sentence names files and lines, and comes from single examples. The log
+    has it in full.
+    """
     if isinstance(error, UmbelError):
         metadata = [(_CLASS, type(error).__name__)]
         if isinstance(error, ProtocolViolation):
             metadata.append((_REASON, error.reason))
         context.set_trailing_metadata(tuple(metadata))
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error)[:_LONGEST])
+        said = _DATA if isinstance(error, DataError) else str(error)
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, said[:_LONGEST])
     if context.is_active():
         logger.error("The agent failed unexpectedly", exc_info=error)
     context.abort(grpc.StatusCode.INTERNAL, "The agent failed unexpectedly.")
