@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ from umbel.machine import memory_limit
 Compute = Literal["auto", "float32", "bfloat16"]
 Prepared = Callable[[Any, Any], Prepare | None]
 """From the model as the checkpoint stores it and its processor to what is stored in the layers' place (or None)."""
+
+
+logger = logging.getLogger("flwr.umbel")
+_SHOWN = 5
 
 
 @dataclass
@@ -159,4 +164,11 @@ def _load_model(name: str, path: Path) -> Any:
             f"{name} lacks {len(lost)} of the model's weights (first {lost[0]}): its files are incomplete or belong to "
             "another configuration."
         )
+    # Heads of other tasks and old buffers are harmless, a file of another model is not; whoever loads must see which.
+    odd = sorted(str(key) for key in info["unexpected_keys"])
+    if odd:
+        logger.warning(
+            "%s holds %d tensors that the model has no place for, and they are left out: %s%s",
+            name, len(odd), ", ".join(odd[:_SHOWN]), " ..." if len(odd) > _SHOWN else "",
+        )  # fmt: skip
     return model

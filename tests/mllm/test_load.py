@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 import shutil
 
 import pytest
@@ -300,3 +301,21 @@ class TestRefusals:
             pick_device("cuda:99")
         with pytest.raises(ModelError, match="use auto, float32 or bfloat16"):
             load_base("nowhere", "none", compute="float64")
+
+
+@pytest.mark.parametrize("make", [tiny_composed, tiny_llava])
+def test_tensors_without_a_place_are_named(make, tmp_path, caplog):
+    """Published checkpoints carry heads of other tasks: the model is whole without them, but nobody should wonder."""
+    directory = make().save(tmp_path)
+    (file,) = directory.glob("*.safetensors")
+    tensors = safetensors.torch.load_file(file)
+    with caplog.at_level("WARNING", logger="flwr.umbel"):
+        logging.getLogger("flwr.umbel").addHandler(caplog.handler)
+        load_base(str(directory), "none")
+        assert "no place for" not in caplog.text
+        tensors["other.task.head.weight"] = torch.zeros(2, 2)
+        safetensors.torch.save_file(tensors, file, {"format": "pt"})
+        load_base(str(directory), "none")
+    logging.getLogger("flwr.umbel").removeHandler(caplog.handler)
+    assert "holds 1 tensors that the model has no place for" in caplog.text
+    assert "other.task.head.weight" in caplog.text
