@@ -102,7 +102,7 @@ def test_noise_that_training_forgets_is_caught(memorising, monkeypatch, capsys):
                 "200",
                 *EXAMPLES[4:6],
                 "--steps",
-                "40",
+                "120",
                 *memorising,
                 *TRAINING,
                 *claimed,
