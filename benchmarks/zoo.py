@@ -56,7 +56,7 @@ MARKS = {
     "internvl": "<IMG_CONTEXT>",
 }
 """How an image is written in a text, where not as <image>."""
-NESTED = ("smolvlm", "idefics2", "idefics3", "paligemma", "gemma3")
+NESTED = ("smolvlm", "idefics2", "idefics3", "paligemma", "gemma3", "llava_onevision")
 """Whose processors take a list of images a text."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llava_onevision.modeling_llava_onevision import get_anyres_image_grid_shape, unpad_image
 
 from umbel.errors import ModelError
 from umbel.rows import RowMap, RowRule, Rows, batch_rule
@@ -19,6 +21,8 @@ _PER_IMAGE: Mapping[str, tuple[str, ...]] = {
     "paligemma": ("vision_tower", "multi_modal_projector"),
     "gemma3": ("vision_tower", "multi_modal_projector"),
     "internvl": ("vision_tower", "multi_modal_projector"),
+    "deepseek_vl": ("vision_model", "aligner"),
+    "blip-2": ("vision_model", "qformer", "language_projection"),
     "umbel_vlm": ("vision_tower", "projector"),
 }
 """``pixel_values`` [images or tiles, 3, H, W]; every row gives the same number of image tokens."""
@@ -28,8 +32,11 @@ _PADDED: Mapping[str, tuple[str, ...]] = dict.fromkeys(
 """``pixel_values`` [n, images, 3, H, W]; images that are all zero are dropped inside the model."""
 _PACKED: Mapping[str, tuple[str, ...]] = dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("visual",))
 """``pixel_values`` [patches, features] and ``image_grid_thw`` [images, 3]."""
+_TILED: Mapping[str, tuple[str, ...]] = {"llava_onevision": ("vision_tower", "multi_modal_projector")}
+"""``pixel_values`` [images, tiles, 3, H, W], padded, and ``image_sizes`` [images, 2]; ``batch_num_images`` has a number
+for each example with images, and an image that is alone in its example is cut into tiles."""
 
-FAMILIES = frozenset({*_PER_IMAGE, *_PADDED, *_PACKED})
+FAMILIES = frozenset({*_PER_IMAGE, *_PADDED, *_PACKED, *_TILED})
 """``model_type`` of the families that have a row map; all others need the loop engine."""
 
 
@@ -49,7 +56,7 @@ def row_map(model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: 
     Args:
         model: a model of one of :data:`FAMILIES`, bare or wrapped by PEFT.
         inputs: what the model's forward gets: ``input_ids`` [n, T], and where there are images ``pixel_values`` (with
-            ``image_grid_thw`` for the Qwen family).
+            ``image_grid_thw`` for the Qwen family, ``image_sizes`` and ``batch_num_images`` for LLaVA-OneVision).
         images_per_example: [n], how many images each example has, in reading order; 0 for text only. Where a family
             cuts an image into tiles the owners are read from the placeholders in ``input_ids`` instead.
 
@@ -72,6 +79,8 @@ def row_map(model: nn.Module, inputs: Mapping[str, Tensor], images_per_example: 
         rules = _packed_rules(batch, _PACKED[family])
     elif family in _PADDED:
         rules = _padded_rules(batch, _PADDED[family])
+    elif family in _TILED:
+        rules = _tiled_rules(batch, _TILED[family])
     else:
         rules = _image_rules(batch, _PER_IMAGE[family])
     return RowMap(batch.size, (*rules, batch_rule(batch.size, int(inputs["input_ids"].shape[1]))))
@@ -98,7 +107,7 @@ def select_examples(
         raise ModelError(
             f"Examples {list(chosen)} cannot be chosen from {rows.size}: list each once, ascending from 0."
         )
-    images = {key for key in inputs if key.startswith(("pixel_", "image_"))}
+    images = {key for key in inputs if key.startswith(("pixel_", "image_", "batch_num_images"))}
     picked = {key: value[list(chosen)] for key, value in inputs.items() if key not in images}
     counts = [int(images_per_example[i]) for i in chosen]
     if "pixel_values" not in inputs:
@@ -107,6 +116,13 @@ def select_examples(
     if _family(model) in _PADDED:
         if bool(_real_images(pixels)[list(chosen)].any()):
             picked.update({key: inputs[key][list(chosen)] for key in images})
+        return picked, counts
+    if _family(model) in _TILED:
+        mine = torch.isin(Rows.repeated(list(images_per_example)).owners, torch.tensor(list(chosen)))
+        if bool(mine.any()):
+            picked.update({key: inputs[key][mine.to(inputs[key].device)] for key in ("pixel_values", "image_sizes")})
+            groups = inputs["batch_num_images"]
+            picked["batch_num_images"] = groups.new_tensor([count for count in counts if count])
         return picked, counts
     mine = torch.isin(_leading(rows, pixels).owners, torch.tensor(list(chosen), dtype=torch.int64))
     if bool(mine.any()):
@@ -229,3 +245,46 @@ def _packed_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
             "together with the model's own processor."
         )
     return _rules(parts, Rows.repeated(owned), Rows.repeated(merged))
+
+
+def _tiled_rules(batch: _Batch, parts: Sequence[str]) -> tuple[RowRule, ...]:
+    """Tiles of an image stay together; padding among them is cut off before the tower."""
+    pixels, sizes = batch.inputs.get("pixel_values"), batch.inputs.get("image_sizes")
+    groups = batch.inputs.get("batch_num_images")
+    if pixels is None:
+        return _rules(parts, Rows.repeated([0] * batch.size))
+    if (
+        pixels.ndim != 5
+        or sizes is None
+        or groups is None
+        or groups.tolist() != [count for count in batch.images if count]
+        or not len(sizes) == len(pixels) == sum(batch.images)
+    ):
+        raise ModelError(
+            f"The batch has pixel_values of shape {tuple(pixels.shape)} for counts {list(batch.images)}, expected "
+            "(images, tiles, 3, H, W) with image_sizes and batch_num_images: prepare them with the model's own "
+            "processor, a list of images for each text."
+        )
+    shapes = iter(sizes.tolist())
+    found = [[_tiles(batch.config, next(shapes), alone=count == 1) for _ in range(count)] for count in batch.images]
+    tokens = [sum(each for _, each in images) for images in found]
+    if batch.tokens is not None and tokens != list(batch.tokens):
+        raise ModelError(
+            f"Examples have {tokens} image tokens but placeholders {list(batch.tokens)}: prepare text and images "
+            "together with the model's own processor."
+        )
+    return _rules(parts, Rows.repeated([sum(tiles for tiles, _ in images) for images in found]))
+
+
+def _tiles(config: Any, size: Sequence[int], *, alone: bool) -> tuple[int, int]:
+    """Views of an image of this height and width, and how many tokens they become."""
+    vision = config.vision_config
+    side = int(vision.image_size) // int(vision.patch_size)
+    if not alone:
+        return 1, side * side + 1
+    down, across = get_anyres_image_grid_shape(list(size), config.image_grid_pinpoints, vision.image_size)
+    _, height, width = unpad_image(torch.empty(0, down * side, across * side), list(size)).shape
+    ratio = math.sqrt(height * width / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2))
+    if ratio > 1.1:  # the model shrinks what is larger
+        height, width = int(height // ratio), int(width // ratio)
+    return 1 + down * across, side * side + height * (width + 1)

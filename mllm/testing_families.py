@@ -1,4 +1,4 @@
-"""Tiny random models of further hub families, and one table of all families that have a row map.
+"""Tiny random models of further hub families, and one table of families that have a row map.
 
 Batches are made of random tensors in the layout that the family's processor gives, so no processor is needed.
 """
@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from mllm.testing import TinyBatch, tiny_composed, tiny_llava, tiny_qwen25vl, tiny_smolvlm
+from mllm.testing_natives import tiny_llava_onevision
 from umbel.errors import ModelError
 
 IMAGE_TOKEN = 60
@@ -194,6 +195,7 @@ FURTHER: Mapping[str, Callable[[int], Family]] = {
     "qwen3_vl": _qwen3_vl,
     "gemma3": _gemma3,
     "vipllava": _vipllava,
+    "llava_onevision": _of_tiny("llava_onevision", tiny_llava_onevision),
 }
 """Relatives of the families above."""
 

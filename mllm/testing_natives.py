@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from mllm.hub_processor import without_video
+from mllm.hub_processor import with_placeholders, without_video
 from mllm.language.base import sizes
 from mllm.testing import QWEN_MARK, QWEN_MARKS, WORDS, Tiny, _batcher, _seeded, tiny_qwen25vl
 from mllm.tokenizer import IMAGE, word_tokenizer
@@ -130,6 +130,70 @@ def tiny_internvl(*, seed: int = 0) -> Tiny:
     return Tiny(model, processor, _batcher(processor, marks[2], 32, nested=False))
 
 
+def tiny_llava_onevision(*, seed: int = 0) -> Tiny:
+    """LLaVA-OneVision: an image alone is cut into tiles of 16 patches beside the whole; several are taken whole."""
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+    tokenizer = word_tokenizer(WORDS, ["<video>"])
+    grids = [[32, 32], [32, 64], [64, 32], [64, 64]]
+    config = transformers.LlavaOnevisionConfig(
+        vision_config={**_VISION, "model_type": "siglip_vision_model", "vision_use_head": False},
+        text_config=_text(tokenizer, "qwen2"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=grids,
+    )
+    images = LlavaOnevisionImageProcessorPil(size=_SQUARE, image_grid_pinpoints=grids)
+    processor = without_video(transformers.LlavaOnevisionProcessor)(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=None,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+    )
+    model = _seeded(lambda: transformers.LlavaOnevisionForConditionalGeneration(config), seed)
+    return Tiny(model, processor, _batcher(processor, "<image>", 32, nested=True))
+
+
+def tiny_deepseek_vl(*, seed: int = 0) -> Tiny:
+    """DeepSeek-VL: a SigLIP tower and a projector of two layers, 16 tokens an image, Llama."""
+    from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+
+    tokenizer = word_tokenizer(WORDS, image_token=IMAGE)
+    config = transformers.DeepseekVLConfig(
+        vision_config={**_VISION, "model_type": "siglip_vision_model"},
+        text_config=_text(tokenizer, "llama"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
+    )
+    images = DeepseekVLImageProcessorPil(size=_SQUARE)
+    processor = transformers.DeepseekVLProcessor(images, tokenizer, num_image_tokens=16)
+    model = _seeded(lambda: transformers.DeepseekVLForConditionalGeneration(config), seed)
+    return Tiny(model, processor, _batcher(processor, "<image>", 32, nested=False))
+
+
+def tiny_blip2(*, seed: int = 0) -> Tiny:
+    """BLIP-2: a Q-Former of 4 queries an image before OPT."""
+    import torch
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    tokenizer = word_tokenizer(WORDS)
+    dropless = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.Blip2Config(
+        vision_config={**_VISION, "initializer_range": 0.02},
+        qformer_config={**_VISION, **dropless, "vocab_size": len(tokenizer), "cross_attention_frequency": 2},
+        text_config=_text(tokenizer, "opt", ffn_dim=128, num_key_value_heads=4, word_embed_proj_dim=64, dropout=0.0),
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    images = BlipImageProcessorPil(size=_SQUARE)
+    processor = with_placeholders(transformers.Blip2Processor)(images, tokenizer, num_query_tokens=4)
+    model = _seeded(lambda: transformers.Blip2ForConditionalGeneration(config), seed)
+    queries = model.query_tokens  # zero when new: all would be one
+    queries.data.copy_(torch.randn(queries.shape, generator=torch.Generator().manual_seed(seed)) * 0.2)
+    return Tiny(model, processor, _batcher(processor, "<image>", 32, nested=False))
+
+
 def tiny_idefics2(*, seed: int = 0) -> Tiny:
     """Idefics2: a perceiver of 4 latents an image, Mistral."""
     from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
@@ -233,4 +297,7 @@ NATIVES: Mapping[str, Callable[..., Tiny]] = {
     "qwen2_vl": tiny_qwen2vl,
     "qwen2_5_vl": tiny_qwen25vl_asked,
     "qwen3_vl": tiny_qwen3vl,
+    "llava_onevision": tiny_llava_onevision,
+    "deepseek_vl": tiny_deepseek_vl,
+    "blip_2": tiny_blip2,
 }

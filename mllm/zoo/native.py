@@ -42,6 +42,25 @@ NATIVE: dict[str, Native] = {
         Native("qwen2_vl", "Qwen2-VL-2B", "Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0", 2.21, "varies", True),
         Native("qwen2_5_vl", "Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen research", 3.75, "varies", True),
         Native("qwen3_vl", "Qwen3-VL-2B", "Qwen/Qwen3-VL-2B-Instruct", "Apache-2.0", 2.13, "varies", True),
+        Native(
+            "llava_onevision",
+            "LLaVA-OneVision-0.5B",
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+            "Apache-2.0",
+            0.9,
+            "varies",
+            True,
+        ),
+        Native(
+            "deepseek_vl",
+            "DeepSeek-VL-1.3B",
+            "deepseek-community/deepseek-vl-1.3b-chat",
+            "DeepSeek terms",
+            2.0,
+            "576",
+            True,
+        ),
+        Native("blip_2", "BLIP-2-OPT-2.7B", "Salesforce/blip2-opt-2.7b", "MIT", 3.74, "32", True),
     )
 }
 """Published sizes and licences are what the pages of these models state; :mod:`mllm.zoo.native_configs` counts them."""

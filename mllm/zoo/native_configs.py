@@ -179,6 +179,51 @@ _CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "llava_onevision": (
+        "LlavaOnevision",
+        {
+            "vision_config": {
+                **_SO400M,
+                "model_type": "siglip_vision_model",
+                "num_hidden_layers": 26,
+                "image_size": 384,
+                "vision_use_head": False,
+            },
+            "text_config": _text(896, 4864, 24, 14, 2, 152000, model_type="qwen2", tie_word_embeddings=True),
+            "tie_word_embeddings": True,
+        },
+    ),
+    "deepseek_vl": (
+        "DeepseekVL",
+        {
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "image_size": 384,
+                "patch_size": 16,
+            },
+            "text_config": _text(2048, 5504, 24, 16, 16, 102400, model_type="llama"),
+            "tie_word_embeddings": False,
+        },
+    ),
+    "blip_2": (
+        "Blip2",
+        {
+            "text_config": {
+                "model_type": "opt",
+                "hidden_size": 2560,
+                "ffn_dim": 10240,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "word_embed_proj_dim": 2560,
+                "vocab_size": 50304,
+            },
+            "image_token_index": 50265,
+        },
+    ),
 }
 
 
