@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -31,3 +31,14 @@ def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
         work()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def in_turns(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median wall-clock seconds of each work, taken in turns so that a slow spell hits all alike."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for work, kept in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            kept.append(time.perf_counter() - start)
+    return [statistics.median(kept) for kept in times]

@@ -17,7 +17,7 @@ import secrets
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from benchmarks.output import in_turns
 from privacy.secagg import (
     Encoding,
     RoundContext,
@@ -53,17 +54,6 @@ def median(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def in_turns(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median wall-clock seconds of each work, taken in turns so that a slow spell hits all alike."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats):
-        for work, kept in zip(works, times, strict=True):
-            start = time.perf_counter()
-            work()
-            kept.append(time.perf_counter() - start)
-    return [statistics.median(kept) for kept in times]
 
 
 def aes_floor(words: np.ndarray, seeds: list[bytes], threads: int | None) -> None:

@@ -14,16 +14,14 @@ the median of such passes, per example in a batch of 64; all cells take turns, s
 from __future__ import annotations
 
 import math
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.output import finish, parser
+from benchmarks.output import finish, in_turns, parser
 from client.trainer import Trainer
 from mllm.tasks.metrics import evaluate
 from mllm.tokens import METHODS
@@ -79,18 +77,6 @@ def cell(method: str, share: float, steps: int, questions: int) -> tuple[dict[st
     return row, forward
 
 
-def in_turns(passes: list[Callable[[], None]], turns: int = TURNS) -> list[float]:
-    """Median milliseconds an example of each forward pass; one turn runs every pass once, after one warm-up turn."""
-    times: list[list[float]] = [[] for _ in passes]
-    for turn in range(turns + 1):
-        for own, forward in zip(times, passes, strict=True):
-            started = time.perf_counter()
-            forward()
-            if turn > 0:
-                own.append(time.perf_counter() - started)
-    return [round(1000 * statistics.median(own) / _BATCH, 3) for own in times]
-
-
 def _mean_tokens(config: RunConfig, tokens: int = 16, layers: int = 4) -> float:
     model = config.model
     if model.tokens == "none":
@@ -119,8 +105,9 @@ def main() -> None:
         rows.append(row)
         passes.append(forward)
         print(row, file=sys.stderr, flush=True)
-    for row, milliseconds in zip(rows, in_turns(passes), strict=True):
-        row["milliseconds"] = milliseconds
+    in_turns(passes, 1)  # warms up
+    for row, seconds in zip(rows, in_turns(passes, TURNS), strict=True):
+        row["milliseconds"] = round(1000 * seconds / _BATCH, 3)
     finish({"steps": arguments.steps, "questions": arguments.questions, "cells": rows}, as_json=arguments.json)
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from benchmarks import smollm, tokens
+from benchmarks.output import in_turns
 from umbel.errors import ModelError
 
 
@@ -36,7 +37,7 @@ def test_fewer_tokens_take_fewer_operations():
     assert rows["pool"]["mflops"] < rows["none"]["mflops"]
     assert rows["withdraw"]["mflops"] < rows["none"]["mflops"]
     assert all(0 <= row["tuned_private"] <= 1 for row in rows.values())
-    times = tokens.in_turns([forward for _, forward in cells.values()], turns=2)
+    times = in_turns([forward for _, forward in cells.values()], 2)
     assert len(times) == 3
     assert min(times) > 0
 
