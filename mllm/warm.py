@@ -55,7 +55,7 @@ def warm_model(config: RunConfig) -> WarmModel:
             from mllm.tune import attach
 
             _model = None  # frees the old base before the new one is loaded
-            base = _loaded(config.model, public)
+            base = load_as(config.model, public)
             tuned = attach(base, config.lora, seed=config.run.seed)
             if config.model.gradient_checkpointing:
                 tuned.enable_gradient_checkpointing()
@@ -75,11 +75,19 @@ def load_configured(config: RunConfig) -> Base:
         ModelError: as :func:`warm_model`.
         DataError: a calibration's public data cannot be read.
     """
-    return _loaded(config.model, warm_task(config).pretrain if config.model.calibration != "none" else None)
+    return load_as(config.model, warm_task(config).pretrain if config.model.calibration != "none" else None)
 
 
-def _loaded(config: ModelConfig, public: ExampleSet | None) -> Base:
-    """The base as ``model.*`` says: pruned, calibrated, quantized, with fewer tokens and with cached features."""
+def load_as(config: ModelConfig, public: ExampleSet | None) -> Base:
+    """The base as ``model.*`` says: pruned, calibrated, quantized, with fewer tokens and with cached features.
+
+    Args:
+        config: the options.
+        public: public examples for a calibration.
+
+    Raises:
+        ModelError: as :func:`mllm.load.load_base`.
+    """
     from mllm.features import attach_feature_cache, feature_store, tower_hash
     from mllm.load import load_base
     from mllm.prepare import preparation
@@ -109,16 +117,22 @@ def warm_teacher(config: RunConfig) -> tuple[Any, Collator]:
         ModelError: the teacher cannot be loaded, or has another tokenizer or vocabulary than the base.
     """
     global _teacher
-    key = (config.train.teacher, config.model.quantization)
     warm = warm_model(config)
+    key = (config.train.teacher, config.model)
     with _lock:
         if _teacher is None or _teacher[0] != key:
             from mllm.load import load_base
             from mllm.tasks.collate import Collator
 
             base = load_base(config.train.teacher, config.model.quantization)
-            _teacher = (key, (base.model, Collator(base.processor)))
-        model, collator = _teacher[1]
+            collator = Collator(base.processor)
+            # Once a load: sites ask for their teacher in every round, and a vocabulary has a hundred thousand words.
+            _require_same_words(config, warm, base.model, collator)
+            _teacher = (key, (base.model, collator))
+        return _teacher[1]
+
+
+def _require_same_words(config: RunConfig, warm: WarmModel, model: Any, collator: Collator) -> None:
     if collator.tokenizer.get_vocab() != warm.collator.tokenizer.get_vocab():
         raise ModelError(
             f"Teacher {config.train.teacher} has another tokenizer than {config.model.name}, so it says nothing about "
@@ -130,7 +144,6 @@ def warm_teacher(config: RunConfig) -> tuple[Any, Collator]:
             f"Teacher {config.train.teacher} gives {other} logits a token and {config.model.name} {own}: choose a "
             "teacher with the same vocabulary."
         )
-    return model, collator
 
 
 def _vocabulary(model: Any) -> int | None:

@@ -14,11 +14,10 @@ from safetensors.numpy import load_file
 
 from mllm.altered import read_alterations
 from mllm.load import Base, load_base
-from mllm.prepare import preparation
 from mllm.quiet import quiet
 from mllm.tasks.collate import Collator
-from mllm.tokens import TokenPlan, attach_tokens
 from mllm.tune import attach
+from mllm.warm import load_as
 from umbel.config.model import LoraConfig, Quantization
 from umbel.errors import ModelError
 
@@ -67,9 +66,7 @@ def load_adapter_folder(folder: Path, base_name: str | None, quantization: Quant
     if not name:
         raise ModelError(f"{folder} names no base: give one with --base.")
     altered = read_alterations(folder)
-    base = load_base(name, quantization, prepare=preparation(altered, lambda: None))
-    if altered.tokens != "none":
-        attach_tokens(base.model, base.processor, TokenPlan(altered.tokens, altered.token_share, altered.token_layer))
+    base = load_as(altered.model_copy(update={"name": name, "quantization": quantization}), None)
     model = (
         _own(base, body, tensors, folder) if body.get("peft_type") == "UMBEL" else _by_peft(base, folder, set(tensors))
     )
