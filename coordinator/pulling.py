@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 from flwr.app import Message, RecordDict
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
@@ -106,8 +108,6 @@ class Puller:
 
     @staticmethod
     def _announced(grid: HttpGrid, orders: list[str]) -> dict[str, _Announced]:
-        from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-
         found = grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=orders))
         run = grid.run.run_id
         return {
@@ -161,8 +161,6 @@ class _Announced:
         return message
 
     def _part(self, name: str) -> bytes:
-        from flwr.proto.message_pb2 import PullObjectRequest
-
         request = PullObjectRequest(node=self.grid.node, run_id=self.run, object_id=name)
         found = self.grid._runtime_client.PullObject(request)
         if not found.object_found:
@@ -173,8 +171,6 @@ class _Announced:
         return bytes(found.object_content)
 
     def _forget(self) -> None:
-        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-
         self.grid._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(node=self.grid.node, run_id=self.run, message_object_id=self.message)
         )

@@ -49,3 +49,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Makes a site's folder whose policy differs so from that of the small run; ``site.root`` holds it."""
+
+    def make(**changes):
+        return make_house(tmp_path / "site", policy_for(tmp_path, **changes))
+
+    make.root = tmp_path
+    return make

@@ -23,15 +23,6 @@ def definition(root, bundle=NO_CODE, **changes):
     return RunDefinition(COORDINATOR, RunConfig.from_flat(flat_options(root, **changes)), bundle)
 
 
-@pytest.fixture
-def site(tmp_path):
-    def make(**changes):
-        return make_house(tmp_path / "site", policy_for(tmp_path, **changes))
-
-    make.root = tmp_path
-    return make
-
-
 def test_the_policy_of_these_tests_allows_their_run(site):
     assert objections(site(), definition(site.root)) == ()
 

@@ -9,15 +9,6 @@ from tests.client.agent.houses import NOISED, definition_for, make_house, policy
 from umbel.errors import SiteError
 
 
-@pytest.fixture
-def site(tmp_path):
-    def make(**changes):
-        return make_house(tmp_path / "site", policy_for(tmp_path, **changes))
-
-    make.root = tmp_path
-    return make
-
-
 @pytest.mark.parametrize("roles", [[], [""], ["client", ""]])
 def test_a_list_of_no_roles_does_not_let_everybody_in(site, roles):
     with pytest.raises(SiteError, match=r"is not accepted \(listen.roles: no role is named"):
